@@ -1,0 +1,32 @@
+"""Files of data sets: formats by name, and the one that a folder's content tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.format import Format
+from dexml.table import Table
+from dexml.types import InputError
+
+FORMATS: Table[Format] = Table(
+    "format",
+    {
+        "xmc_text": "data.xmc_text:XmcText",
+        "jsonl": "data.jsonl:JsonLines",
+    },
+)
+
+
+def open_format(root: Path, name: str = "auto") -> Format:
+    """Return the format `name` over the folder `root`; "auto" takes the first whose files are there."""
+    if not root.is_dir():
+        raise InputError(f"data: the folder {root} does not exist")
+    if name != "auto":
+        return FORMATS.build(name, {}, root)
+    for known in FORMATS:
+        if FORMATS[known].found(root):
+            return FORMATS.build(known, {}, root)
+    raise InputError(f"data: {root} holds no data set of a known format ({', '.join(FORMATS)})")
+
+
+__all__ = ["FORMATS", "Format", "open_format"]

@@ -1,0 +1,18 @@
+"""Training losses by name; METHODS §1 and docs/architecture.md say what each one is."""
+
+from __future__ import annotations
+
+from dexml.losses.base import Loss
+from dexml.table import Table
+
+LOSSES: Table[Loss] = Table(
+    "loss",
+    {
+        "decoupled_softmax": "dexml.losses.decoupled_softmax:DecoupledSoftmax",
+        "soft_topk": "dexml.losses.soft_topk:SoftTopK",
+        "softmax": "dexml.losses.softmax:Softmax",
+        "bce": "dexml.losses.bce:BinaryCrossEntropy",
+    },
+)
+
+__all__ = ["LOSSES", "Loss"]

@@ -1,0 +1,228 @@
+"""What flows through dexml: positives, label tables, splits, features and answers, each checked where it is made.
+
+N examples, B batch, L labels, D dimension, K candidates. Row numbers are label numbers inside; string ids exist at the edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names the file, line or field and what would be right.
+
+    The command line prints it as one line and exits with 2. Everything else that escapes is a bug of ours.
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class Positives:
+    """The labels of N rows in compressed sparse rows: sorted and unique within a row.
+
+    `indptr` (N+1) and `indices` (nnz) are int64, `weights` (nnz) float32 or None when every positive counts 1.
+    """
+
+    indptr: Int64Array
+    indices: Int64Array
+    num_labels: int
+    weights: Float32Array | None = None
+
+    def __post_init__(self) -> None:
+        indptr, indices = self.indptr, self.indices
+        if indptr.ndim != 1 or indptr.dtype != np.int64 or indices.dtype != np.int64 or len(indptr) == 0:
+            raise TypeError(f"positives need one-dimensional int64 arrays, got {indptr.dtype} and {indices.dtype}")
+        if indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
+            raise ValueError("positives: indptr must rise from 0 to the number of indices")
+        if len(indices) and (indices.min() < 0 or indices.max() >= self.num_labels):
+            raise ValueError(f"positives: label numbers must lie in [0, {self.num_labels}), got {indices.max()}")
+        steps = np.diff(indices)
+        starts = indptr[1:-1]
+        inner = np.ones(len(steps), dtype=bool)
+        inner[starts[(starts > 0) & (starts < len(indices))] - 1] = False
+        if (steps[inner] <= 0).any():
+            raise ValueError("positives: label numbers must be sorted and unique within a row")
+        if self.weights is not None and self.weights.shape != indices.shape:
+            raise ValueError("positives: one weight per label number is needed")
+
+    def __len__(self) -> int:
+        """Return the number of rows, empty ones too."""
+        return len(self.indptr) - 1
+
+    @staticmethod
+    def from_rows(rows: Sequence[Sequence[int]], num_labels: int) -> Positives:
+        """Return the positives of `rows`, each an unordered list of label numbers; doubles are merged."""
+        unique = [np.unique(np.asarray(row, dtype=np.int64)) for row in rows]
+        indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in unique], out=indptr[1:])
+        indices = np.concatenate(unique) if unique else np.zeros(0, dtype=np.int64)
+        return Positives(indptr, indices, num_labels)
+
+    @staticmethod
+    def from_matrix(matrix: Any) -> Positives:
+        """Return the positives of a scipy sparse matrix (N, L): stored zeros drop out, doubles merge, rows are sorted."""
+        csr = sp.csr_array(matrix, copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        csr.sort_indices()
+        return Positives(csr.indptr.astype(np.int64), csr.indices.astype(np.int64), int(csr.shape[1]))
+
+    def matrix(self) -> sp.csr_array:
+        """Return a scipy CSR array (N, L) of float32 ones, or of the weights."""
+        data = np.ones(len(self.indices), dtype=np.float32) if self.weights is None else self.weights
+        return sp.csr_array((data, self.indices, self.indptr), shape=(len(self), self.num_labels))
+
+    def row(self, number: int) -> Int64Array:
+        """Return the label numbers of one row."""
+        return self.indices[self.indptr[number] : self.indptr[number + 1]]
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Positives:
+        """Return the positives of the chosen rows, in the order asked for."""
+        starts, ends = self.indptr[rows], self.indptr[np.asarray(rows) + 1]
+        indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(ends - starts, out=indptr[1:])
+        places = np.repeat(starts - indptr[:-1], ends - starts) + np.arange(indptr[-1])
+        weights = None if self.weights is None else self.weights[places]
+        return Positives(indptr, self.indices[places], self.num_labels, weights)
+
+    def counts(self) -> Int64Array:
+        """Return how many rows each label belongs to (L)."""
+        return np.bincount(self.indices, minlength=self.num_labels).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The labels in row order: string `ids` (L, unique) and the `texts` (L) an encoder reads."""
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.texts):
+            raise InputError(f"labels: {len(self.ids)} ids but {len(self.texts)} texts")
+        if len(set(self.ids)) != len(self.ids):
+            seen: set[str] = set()
+            double = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            raise InputError(f"labels: the id {double!r} appears twice")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Query `texts` (N) with their `positives` (N, L); `excluded` (N, L) pairs leave the predictions before top-k."""
+
+    texts: tuple[str, ...]
+    positives: Positives
+    excluded: Positives | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.positives):
+            raise InputError(f"split: {len(self.texts)} texts but {len(self.positives)} rows of labels")
+        if self.excluded is not None and (
+            len(self.excluded) != len(self.texts) or self.excluded.num_labels != self.positives.num_labels
+        ):
+            raise InputError("split: the excluded pairs do not have the shape of the positives")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Split:
+        """Return the chosen rows, in the order asked for."""
+        excluded = None if self.excluded is None else self.excluded.take(rows)
+        return Split(tuple(self.texts[int(row)] for row in rows), self.positives.take(rows), excluded)
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """Sparse feature rows for `embedding_bag`: `offsets` int64 (N+1), `features` int64 (nnz), `weights` float32 (nnz)."""
+
+    offsets: Tensor
+    features: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: Tensor) -> Bag:
+        """Return the chosen rows, in the order asked for."""
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        offsets = torch.zeros(len(rows) + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        places = torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1]))
+        return Bag(offsets, self.features[places], self.weights[places])
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What an encoder says about N texts: `dense` float32 (N, M), a sparse `bag`, or both; towers make unit rows of it."""
+
+    dense: Tensor | None = None
+    bag: Bag | None = None
+
+    def __post_init__(self) -> None:
+        if self.dense is None and self.bag is None:
+            raise ValueError("features need a dense part or a bag")
+        if self.dense is not None and self.bag is not None and len(self.dense) != len(self.bag):
+            raise ValueError(f"features: {len(self.dense)} dense rows but {len(self.bag)} bags")
+
+    def __len__(self) -> int:
+        return len(self.dense) if self.dense is not None else len(self.bag)  # type: ignore[arg-type]
+
+    def take(self, rows: Tensor) -> Features:
+        """Return the chosen rows, in the order asked for."""
+        return Features(
+            None if self.dense is None else self.dense[rows], None if self.bag is None else self.bag.take(rows)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """Answers for B queries: `ids` int64 (B, K), `scores` float32 (B, K), `log_z` float32 (B) or None.
+
+    Scores are inner products ⟨x, y⟩, descending, equal ones by ascending id; a missing answer is id −1 with score −inf.
+    `log_z` is log Σ_j e^{⟨x, y_j⟩/τ} over whatever the maker normalises by: all labels (`scan`) or the candidates (`rescore`).
+    """
+
+    ids: Tensor
+    scores: Tensor
+    log_z: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.scores.shape or self.ids.ndim != 2:
+            raise ValueError(f"top-k: ids {tuple(self.ids.shape)} and scores {tuple(self.scores.shape)} must be (B, K)")
+        if self.log_z is not None and self.log_z.shape != self.ids.shape[:1]:
+            raise ValueError(f"top-k: log_z must be ({self.ids.shape[0]},), got {tuple(self.log_z.shape)}")
+
+    def probabilities(self, temperature: float) -> Tensor:
+        """Return exp(score/τ − log Z), float32 (B, K); 0 where an answer is missing."""
+        if self.log_z is None:
+            raise ValueError("these answers carry no log-partition; rescore or scan them first")
+        return torch.exp(self.scores.double() / temperature - self.log_z.double()[:, None]).float()
+
+    def first(self, k: int) -> TopK:
+        """Return the k best of every row; the normaliser stays."""
+        return TopK(self.ids[:, :k], self.scores[:, :k], self.log_z)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that a kernel backend may ask before it says whether it can serve a call."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    batch: int | None = None
+    labels: int | None = None
+    dimension: int | None = None
+    needs_grad: bool = False
