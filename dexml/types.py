@@ -170,6 +170,8 @@ class Features:
 
     dense: Tensor | None = None
     bag: Bag | None = None
+    tokens: Tensor | None = None
+    """int64 (N): how many tokens each text has before any cut."""
 
     def __post_init__(self) -> None:
         if self.dense is None and self.bag is None:
@@ -183,7 +185,9 @@ class Features:
     def take(self, rows: Tensor) -> Features:
         """Return the chosen rows, in the order asked for."""
         return Features(
-            None if self.dense is None else self.dense[rows], None if self.bag is None else self.bag.take(rows)
+            None if self.dense is None else self.dense[rows],
+            None if self.bag is None else self.bag.take(rows),
+            None if self.tokens is None else self.tokens[rows],
         )
 
 

@@ -1,1 +1,16 @@
-"""."""
+"""Label indexes by name: embeddings -> candidates."""
+
+from __future__ import annotations
+
+from dexml.table import Table
+from index.base import LabelIndex
+
+INDEXES: Table[LabelIndex] = Table(
+    "index",
+    {
+        "faiss": "index.faiss_index:FaissIndex",
+        "exact": "index.exact:ExactIndex",
+    },
+)
+
+__all__ = ["INDEXES", "LabelIndex"]

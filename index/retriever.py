@@ -2,24 +2,172 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
 
-from dexml.types import LabelTable, TopK
+import torch
+from torch import Tensor
+
+from dexml.bundle import Bundle
+from dexml.device import faiss_wheel
+from dexml.kernels import Prepared, choose
+from dexml.model import DualEncoder
+from dexml.types import InputError, LabelTable, TopK
+from index import INDEXES, LabelIndex
+from index.rerankers import RERANKERS, Reranker
+
+Normalize = Literal["none", "topk", "all", "sigmoid"]
+CANDIDATES = 200  # how many candidates an approximate index is asked for at least
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Answers for B queries: `topk` (B, K), `probabilities` float32 (B, K) nested lists come from the service.
+    """Answers for B queries with the normaliser they were asked with.
 
-    `normalizer` names what the probabilities sum to one over: "topk" (the candidates) or "all" (every label).
-    `seconds` has the keys encode, retrieve, rescore; `tokens` (B) counts what the encoder read, `truncated` (B) says
-    whether it had to stop early.
+    `topk.log_z` runs over what `normalizer` names: "topk" the candidates, "all" every label. `seconds` has the keys encode,
+    retrieve and rescore; `tokens` (B) counts what each text holds, `truncated` (B) says whether a part of it was cut.
     """
 
     topk: TopK
-    normalizer: str
+    normalizer: Normalize
     temperature: float
+    exact: bool
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
+
+    def probabilities(self) -> Tensor | None:
+        """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
+        if self.normalizer == "none":
+            return None
+        if self.normalizer == "sigmoid":
+            return torch.sigmoid(self.topk.scores / self.temperature)
+        return self.topk.probabilities(self.temperature)
+
+
+class Retriever:
+    """A bundle ready to answer. One thread at a time: the index and the kernels are not made for more."""
+
+    def __init__(self, bundle: Bundle, model: DualEncoder, index: LabelIndex, prepared: Prepared, reranker: Reranker) -> None:
+        self.bundle = bundle
+        self.model = model
+        self.index = index
+        self.prepared = prepared
+        self.reranker = reranker
+        self.temperature = float(bundle.manifest["temperature"])
+        self.kernels = choose()
+
+    @staticmethod
+    def open(path: Path, index: str | None = None) -> Retriever:
+        """Return a retriever over the bundle at `path`; `index` names another index than the bundle's own."""
+        bundle = Bundle.open(path)
+        wanted = dict(bundle.manifest["index"])
+        name = index or wanted["name"]
+        options = {key: value for key, value in wanted.items() if key != "name"} if name == wanted["name"] else {}
+        if name == "auto":
+            name, options = default_index(), {}
+        chosen = INDEXES.build(name, options)
+        chosen.load(bundle.index_folder, bundle.embeddings)
+        kernels = choose()
+        rerank = dict(bundle.manifest["rerank"])
+        reranker = RERANKERS.build(rerank.pop("name"), rerank, kernels)
+        return Retriever(bundle, bundle.model(), chosen, kernels.prepare(bundle.embeddings), reranker)
+
+    @property
+    def labels(self) -> LabelTable:
+        """The labels, in row order."""
+        return self.bundle.labels
+
+    @property
+    def dimension(self) -> int:
+        """The width D of the embeddings."""
+        return self.model.dimension
+
+    def describe(self) -> dict[str, object]:
+        """Return what answers, in JSON's terms: model, sizes, index, kernels, temperature."""
+        manifest = self.bundle.manifest
+        return {
+            "model": self.bundle.name,
+            "labels": len(self.labels),
+            "dimension": self.dimension,
+            "encoder": self.model.encoder_name,
+            "max_tokens": self.model.encoder.max_tokens,
+            "index": self.index.describe(),
+            "kernels": type(self.kernels).__name__,
+            "reranker": manifest["rerank"]["name"],
+            "temperature": self.temperature,
+            "created": manifest["created"],
+            "dexml": manifest["dexml"],
+            "examples": manifest.get("examples", []),
+        }
+
+    def search(
+        self,
+        texts: Sequence[str],
+        k: int,
+        *,
+        candidates: int | None = None,
+        temperature: float | None = None,
+        normalize: Normalize = "topk",
+    ) -> Found:
+        """Return the k best labels of each text; see `search_embeddings`. Raises InputError for an empty text."""
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise InputError(f"query {number}: the text is empty")
+        start = time.perf_counter()
+        queries, tokens = self.model.embed_queries(texts)
+        encode = time.perf_counter() - start
+        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
+        limit = self.model.encoder.max_tokens
+        counts = tuple(int(count) for count in tokens)
+        return replace(
+            found,
+            seconds={"encode": encode, **found.seconds},
+            tokens=counts,
+            truncated=tuple(count > limit for count in counts),
+        )
+
+    def search_embeddings(
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        candidates: int | None = None,
+        temperature: float | None = None,
+        normalize: Normalize = "topk",
+    ) -> Found:
+        """Return the k best labels of unit rows `queries` float32 (B, D).
+
+        `candidates` is how many the index is asked for before rescoring (at least k); `temperature` changes probabilities,
+        never the order. Raises InputError for k < 1, a temperature ≤ 0 or an unknown normaliser.
+        """
+        temperature = self.temperature if temperature is None else temperature
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature must be above 0, got {temperature}")
+        if normalize not in get_args(Normalize):
+            raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+        if queries.ndim != 2 or queries.shape[1] != self.dimension:
+            raise InputError(f"embeddings must be (B, {self.dimension}), got {tuple(queries.shape)}")
+        start = time.perf_counter()
+        wanted = max(k, CANDIDATES if candidates is None else candidates)
+        found = self.index.search(queries, wanted, temperature)
+        retrieved = time.perf_counter()
+        topk = self.reranker.rerank(queries, self.prepared, found, temperature).first(k)
+        if normalize == "all":
+            log_z = found.log_z
+            if log_z is None:
+                log_z = self.kernels.scan(queries, self.prepared, 1, temperature).log_z
+            topk = TopK(topk.ids, topk.scores, log_z)
+        seconds = {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved}
+        return Found(topk, normalize, temperature, self.index.exact, seconds)
+
+
+def default_index() -> str:
+    """Return "faiss" where a FAISS wheel is installed, else "exact", which needs none."""
+    return "faiss" if faiss_wheel() else "exact"

@@ -1,1 +1,16 @@
-"""."""
+"""Encoders by name: texts -> features. What is trained stands in the towers; an encoder is fitted once and then fixed."""
+
+from __future__ import annotations
+
+from dexml.encoders.base import Encoder
+from dexml.table import Table
+
+ENCODERS: Table[Encoder] = Table(
+    "encoder",
+    {
+        "bag": "dexml.encoders.bag:BagEncoder",
+        "transformer": "dexml.encoders.transformer:TransformerEncoder",
+    },
+)
+
+__all__ = ["ENCODERS", "Encoder"]

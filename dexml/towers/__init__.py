@@ -1,1 +1,17 @@
-"""."""
+"""Towers by name: features -> unit rows. What is trained stands here."""
+
+from __future__ import annotations
+
+from dexml.table import Table
+from dexml.towers.base import Tower
+
+TOWERS: Table[Tower] = Table(
+    "tower",
+    {
+        "tokens": "dexml.towers.tokens:TokenTower",
+        "residual": "dexml.towers.residual:ResidualTower",
+        "identity": "dexml.towers.identity:IdentityTower",
+    },
+)
+
+__all__ = ["TOWERS", "Tower"]

@@ -1,0 +1,68 @@
+"""The command `dexml`: one front door, whose rooms are imported only when they are entered."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+import click
+
+from dexml import __version__
+from dexml.table import unknown
+from dexml.types import InputError
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "data": ("data.cli:command", "Make, convert and check data sets."),
+    "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
+    "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
+    "search": ("training.cli:search", "Ask a bundle for the labels of a text."),
+    "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),
+    "info": ("training.cli:info", "Say what is in a bundle, and what this machine runs it with."),
+}
+
+
+class FrontDoor(click.Group):
+    """A click group over COMMANDS; a command's module is imported when it is called, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of a first visit."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            raise click.UsageError(str(unknown("command", cmd_name, list(COMMANDS))))
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, so that `dexml --help` imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=FrontDoor,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="A first walk:  dexml data pydocs demo/data · dexml train training/configs/demo.toml · "
+    "dexml search demo/run 'sort an array' · dexml serve demo/run",
+)
+@click.version_option(__version__, prog_name="dexml")
+def command() -> None:
+    """Extreme multi-label retrieval, whole: train, store, serve and measure dual encoders over all labels."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an InputError becomes one line on standard error and exit code 2."""
+    try:
+        command.main(args=arguments, prog_name="dexml", standalone_mode=True)
+    except InputError as error:
+        click.echo(f"dexml: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

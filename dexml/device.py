@@ -1,0 +1,76 @@
+"""Device, number type and FAISS, chosen once and said with the reason. Nothing falls back in silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from dexml.types import InputError
+
+FAISS_WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen (`name`) and `reason`, in words for a log line."""
+
+    name: str
+    reason: str
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"] = "auto") -> Choice:
+    """Return "cuda" where torch sees a GPU, else "cpu". Raises InputError when a wanted GPU is not there."""
+    if torch.cuda.is_available():
+        if wanted == "cpu":
+            return Choice("cpu", "asked for")
+        return Choice("cuda", torch.cuda.get_device_name(0))
+    why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no NVIDIA GPU"
+    if wanted == "cuda":
+        raise InputError(f'device "cuda" was asked for, but {why}')
+    return Choice("cpu", "asked for" if wanted == "cpu" else why)
+
+
+def faiss_wheel() -> str | None:
+    """Return the installed FAISS distribution, or None.
+
+    Raises InputError when there are several: their files overwrite each other, and what then runs is a matter of chance.
+    """
+    found = []
+    for wheel in FAISS_WHEELS:
+        try:
+            metadata.version(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(wheel)
+    if len(found) > 1:
+        raise InputError(
+            f"{' and '.join(found)} are both installed and overwrite each other; "
+            f"run: pip uninstall -y {' '.join(found)}; pip install 'dexml[cpu]' (or 'dexml[gpu]')"
+        )
+    return found[0] if found else None
+
+
+def import_faiss() -> ModuleType:
+    """Return the faiss module, imported after torch (the order that is safe on Linux, faiss issue 4273).
+
+    Raises InputError when no wheel, or more than one, is installed.
+    """
+    if faiss_wheel() is None:
+        raise InputError("the index 'faiss' needs FAISS: pip install 'dexml[cpu]' (or 'dexml[gpu]' on an NVIDIA GPU)")
+    import faiss
+
+    return faiss  # type: ignore[no-any-return]
+
+
+def faiss_gpus() -> Choice:
+    """Return how many GPUs FAISS can use as "cpu" or "cuda", with the reason."""
+    faiss = import_faiss()
+    if not hasattr(faiss, "index_cpu_to_gpu"):
+        return Choice("cpu", f"{faiss_wheel()} has no GPU code")
+    if faiss.get_num_gpus() == 0:
+        return Choice("cpu", f"{faiss_wheel()} sees no NVIDIA GPU")
+    return Choice("cuda", f"{faiss_wheel()} sees {faiss.get_num_gpus()} GPU(s)")

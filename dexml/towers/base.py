@@ -1,0 +1,59 @@
+"""What a tower is: the trained map from features to unit rows, for queries and for labels, and free label vectors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dexml.encoders import Encoder
+from dexml.types import Features
+
+
+class Tower(nn.Module, ABC):
+    """Features -> unit rows (N, D) by `raw`, the only method of a new tower.
+
+    A label is norm(raw + f_l): f_l is a free vector of that label, starting at 0, and absent for labels that come later.
+    """
+
+    dimension: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free: nn.Parameter | None = None
+
+    @abstractmethod
+    def raw(self, features: Features) -> Tensor:
+        """Return rows (N, D) of length about 1, before any free vector."""
+
+    def free_vectors(self, labels: int) -> None:
+        """Give each of `labels` training labels a free vector."""
+        self.free = nn.Parameter(torch.zeros(labels, self.dimension))
+
+    def queries(self, features: Features) -> Tensor:
+        """Return unit rows (N, D) for queries."""
+        return normalize(self.raw(features), dim=1)
+
+    def labels(self, features: Features, *, trained: bool) -> Tensor:
+        """Return unit rows (N, D) for labels: all training labels in order (`trained`), or labels without a free vector."""
+        rows = self.raw(features)
+        if trained and self.free is not None:
+            rows = rows + self.free
+        return normalize(rows, dim=1)
+
+    def forward(self, queries: Features, labels: Features) -> tuple[Tensor, Tensor]:
+        """Return unit rows of a batch of queries (B, D) and of all training labels (L, D)."""
+        return self.queries(queries), self.labels(labels, trained=True)
+
+    def start_from(self, encoder: Encoder) -> None:
+        """Set the parameters for a new training; nothing by default."""
+
+    @abstractmethod
+    def rate(self, parameter: str) -> float:
+        """Return the learning rate of one parameter."""
+
+    def undecayed(self) -> frozenset[str]:
+        """Return the parameters that weight decay must leave alone (scales)."""
+        return frozenset()

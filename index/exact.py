@@ -1,0 +1,39 @@
+"""The exact index: our own scan over all label rows, which gives the top-k and the true softmax in one pass."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from dexml.kernels import Kernels, Prepared, choose
+from dexml.types import TopK
+from index.base import LabelIndex
+
+
+class ExactIndex(LabelIndex):
+    """`kernels.scan` over the label rows; `copy` names the scanning copy (see `Kernels.prepare`)."""
+
+    def __init__(self, *, copy: Literal["auto", "none", "bfloat16", "int8"] = "auto", backend: str | None = None) -> None:
+        self.copy = copy
+        self.kernels: Kernels = choose(backend=backend)
+        self.prepared: Prepared | None = None
+
+    def build(self, labels: Tensor) -> None:
+        """Prepare the label rows (L, D) for scanning."""
+        self.prepared = self.kernels.prepare(labels, copy=self.copy)
+
+    def search(self, queries: Tensor, k: int, temperature: float) -> TopK:
+        """Return the exact top-k with log_z over all labels."""
+        assert self.prepared is not None, "build comes before search"
+        return self.kernels.scan(queries, self.prepared, k, temperature)
+
+    @property
+    def exact(self) -> bool:
+        """Always: every row is scored."""
+        return True
+
+    def describe(self) -> dict[str, object]:
+        """Return the backend and the scanning copy."""
+        copy = self.prepared.copy if self.prepared is not None else self.copy
+        return {"name": "exact", "device": "cpu", "backend": type(self.kernels).__name__, "copy": copy}

@@ -1,0 +1,125 @@
+"""FAISS behind our interface: any factory string, on the CPU or on a GPU by the same class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from dexml.device import faiss_gpus, import_faiss
+from dexml.types import InputError, TopK
+from index.base import LabelIndex
+
+FILE = "index.faiss"
+GPU_K = 2048  # FAISS's limit on a GPU
+
+
+class FaissIndex(LabelIndex):
+    """An inner-product index of FAISS, such as "Flat", "IVF256,Flat", "HNSW32", "SQ8".
+
+    `nprobe` and `ef_search` trade recall for time where the structure has them. `device` "auto" takes a GPU when the
+    installed FAISS sees one, and `describe` tells the reason when it does not.
+    """
+
+    def __init__(
+        self,
+        *,
+        factory: str = "Flat",
+        nprobe: Annotated[int, Ge(1)] = 16,
+        ef_search: Annotated[int, Ge(1)] = 64,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        float16: bool = False,
+    ) -> None:
+        self.factory, self.nprobe, self.ef_search, self.float16 = factory, nprobe, ef_search, float16
+        self.device = faiss_gpus()
+        if device == "cuda" and self.device.name == "cpu":
+            raise InputError(f'index.device: "cuda" was asked for, but {self.device.reason}')
+        if device == "cpu":
+            self.device = type(self.device)("cpu", "asked for")
+        self._index: Any = None
+        self._size = 0
+
+    def build(self, labels: Tensor) -> None:
+        """Train and fill the structure with rows (L, D), then move it to the device."""
+        faiss = import_faiss()
+        rows = np.ascontiguousarray(labels.numpy(), dtype=np.float32)
+        try:
+            index = faiss.index_factory(rows.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                index.train(rows)
+            index.add(rows)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].split(": ", 1)[-1]
+            raise InputError(f"index.factory: FAISS refuses {self.factory!r} for {len(rows)} labels: {reason}") from None
+        self._take(index, len(rows))
+
+    def search(self, queries: Tensor, k: int, temperature: float) -> TopK:
+        """Return candidates, ties by ascending id, padded with −1 and −inf; FAISS gives no log_z."""
+        assert self._index is not None, "build or load comes before search"
+        wanted = min(k, self._size) if self.device.name == "cpu" else min(k, self._size, GPU_K)
+        padded_ids = np.full((len(queries), k), -1, dtype=np.int64)
+        padded_scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        if wanted and len(queries):
+            scores, ids = self._index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), wanted)
+            scores[ids < 0] = -np.inf
+            order = np.lexsort((ids, -scores), axis=1)
+            padded_ids[:, :wanted] = np.take_along_axis(ids, order, axis=1)
+            padded_scores[:, :wanted] = np.take_along_axis(scores, order, axis=1)
+        return TopK(torch.from_numpy(padded_ids), torch.from_numpy(padded_scores))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the structure compares every full row."""
+        return self.factory == "Flat"
+
+    def describe(self) -> dict[str, object]:
+        """Return the structure, its search parameters and the device with the reason."""
+        found: dict[str, object] = {"name": "faiss", "factory": self.factory, "device": self.device.name}
+        found["reason"] = self.device.reason
+        if "IVF" in self.factory:
+            found["nprobe"] = self.nprobe
+        if "HNSW" in self.factory:
+            found["ef_search"] = self.ef_search
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write the structure, except for Flat, which is the label rows over again.
+
+        FAISS's own writer returns normally when a small file meets a full disk, so its bytes go through Python's.
+        """
+        if self.exact:
+            return
+        faiss = import_faiss()
+        index = faiss.index_gpu_to_cpu(self._index) if self.device.name == "cuda" else self._index
+        (folder / FILE).write_bytes(faiss.serialize_index(index).tobytes())
+
+    def load(self, folder: Path, labels: Tensor) -> None:
+        """Read the structure back; the bundle's checksum has been verified by then. Rebuild where there is no file."""
+        path = folder / FILE
+        if not path.exists():
+            self.build(labels)
+            return
+        faiss = import_faiss()
+        try:
+            index = faiss.deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8))
+        except RuntimeError as error:
+            raise InputError(f"{path}: FAISS cannot read it: {str(error).splitlines()[-1]}") from None
+        if index.ntotal != len(labels) or index.d != labels.shape[1]:
+            raise InputError(f"{path}: {index.ntotal} rows of {index.d}, but there are {len(labels)} of {labels.shape[1]}")
+        self._take(index, len(labels))
+
+    def _take(self, index: Any, size: int) -> None:
+        faiss = import_faiss()
+        space = faiss.ParameterSpace()
+        for name, value in (("nprobe", self.nprobe), ("efSearch", self.ef_search)):
+            if ("IVF" if name == "nprobe" else "HNSW") in self.factory:
+                space.set_index_parameter(index, name, value)
+        if self.device.name == "cuda":
+            options = faiss.GpuClonerOptions()
+            options.useFloat16 = self.float16
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+        self._index, self._size = index, size
