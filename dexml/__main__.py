@@ -16,9 +16,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
     "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
-    "search": ("training.cli:search", "Ask a bundle for the labels of a text."),
+    "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),
-    "info": ("training.cli:info", "Say what is in a bundle, and what this machine runs it with."),
+    "info": ("index.cli:info", "Say what is in a bundle, and what this machine runs it with."),
 }
 
 

@@ -1,1 +1,1 @@
-"""."""
+"""Split -> Bundle -> report: what the command line trains, exports and measures."""

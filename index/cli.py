@@ -1,0 +1,58 @@
+"""`dexml search` and `dexml info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("text")
+@click.option("-k", "k", type=int, default=5, show_default=True, help="How many labels.")
+@click.option("--index", help="Another index than the bundle's own: faiss or exact.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) -> None:
+    """Print the labels of BUNDLE that fit TEXT best, with score and probability over all labels."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from index.retriever import Retriever
+
+    retriever = Retriever.open(bundle, index)
+    found = retriever.search([text], k, normalize="all")
+    probabilities = found.probabilities()
+    assert probabilities is not None
+    answers = [
+        {
+            "id": retriever.labels.ids[number],
+            "score": round(float(found.topk.scores[0, place]), 6),
+            "probability": round(float(probabilities[0, place]), 6),
+            "text": retriever.labels.texts[number],
+        }
+        for place, number in enumerate(found.topk.ids[0].tolist())
+        if number >= 0
+    ]
+    if as_json:
+        click.echo(json.dumps(answers, ensure_ascii=False, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("score", justify="right")
+    table.add_column("probability", justify="right")
+    table.add_column("id", style="bold")
+    table.add_column("text", style="dim")
+    for answer in answers:
+        table.add_row(f"{answer['score']:.3f}", f"{answer['probability']:.1%}", str(answer["id"]), str(answer["text"]))
+    Console(highlight=False).print(table)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def info(bundle: Path) -> None:
+    """Say what is in BUNDLE and what this machine runs it with, as JSON; checks every file on the way."""
+    from index.retriever import Retriever
+
+    retriever = Retriever.open(bundle)
+    click.echo(json.dumps({**retriever.describe(), "training": retriever.bundle.manifest["training"]}, indent=1))

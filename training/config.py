@@ -1,0 +1,101 @@
+"""The config of a training run. What is left "auto" is settled from the size of the data by `settle`, and said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field
+
+from dexml.config import Choice, Section
+from dexml.encoders import ENCODERS
+from dexml.losses import LOSSES
+from dexml.metrics import DEFAULT_PROPENSITY
+from dexml.towers import TOWERS
+from index import INDEXES
+from index.rerankers import RERANKERS
+from index.retriever import default_index
+
+Auto = Literal["auto"]
+SMALL = 8_000  # training rows; below, many passes in small batches pay (METHODS §3)
+
+
+class DataSection(Section):
+    """Where the data set is; `propensity` is (A, B) of the PSP metrics."""
+
+    path: Path
+    format: str = "auto"
+    propensity: tuple[float, float] = DEFAULT_PROPENSITY
+
+
+class ValidationSection(Section):
+    """Training rows held out to be watched, whole label sets at a time; 0 trains on every row."""
+
+    fraction: Annotated[float, Ge(0), Lt(1)] = 0.04
+    max_rows: Annotated[int, Ge(1)] = 500
+
+
+class TrainingSection(Section):
+    """The optimisation: AdamW, linear warm-up, linear decay to `final_rate` of each parameter's learning rate."""
+
+    epochs: Annotated[int, Ge(1)] | Auto = "auto"
+    batch: Annotated[int, Ge(1)] | Auto = "auto"
+    rate_scale: Annotated[float, Gt(0)] | Auto = "auto"
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.05
+    final_rate: Annotated[float, Ge(0), Le(1)] = 0.02
+    free_vectors: bool = True
+    checkpoint_seconds: Annotated[float, Gt(0)] = 120.0
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str = "dexml"
+    out: Path
+    seed: Annotated[int, Ge(0)] = 0
+    examples: tuple[str, ...] = ()
+    data: DataSection
+    encoder: Choice = Choice(name="bag")
+    tower: Choice = Choice(name="tokens")
+    loss: Choice = Choice(name="decoupled_softmax")
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    index: Choice = Choice(name="auto")
+    rerank: Choice = Choice(name="softmax")
+
+
+def check(config: Config) -> None:
+    """Look every name and option up in its table, before the work starts. Raises InputError for the first wrong one."""
+    ENCODERS.options(config.encoder.name, config.encoder.options)
+    TOWERS.options(config.tower.name, config.tower.options)
+    LOSSES.options(config.loss.name, config.loss.options)
+    if config.index.name != "auto":
+        INDEXES.options(config.index.name, config.index.options)
+    RERANKERS.options(config.rerank.name, config.rerank.options)
+
+
+def settle(config: Config, rows: int) -> tuple[Config, str]:
+    """Return the config with every "auto" decided for `rows` training rows, and a line that says what was decided."""
+    small = rows < SMALL
+    decided = {
+        "epochs": 8 if small else 3,
+        "batch": min(256 if small else 512, rows),
+        "rate_scale": 1.0 if small else 0.5,
+    }
+    training = config.training
+    chosen = {key: value for key, value in decided.items() if getattr(training, key) == "auto"}
+    training = training.model_copy(update=chosen)
+    loss = config.loss
+    if "temperature" not in loss.options:
+        loss = Choice(name=loss.name, **loss.options, temperature=0.04 if small else 0.05)
+    index = config.index
+    if index.name == "auto":
+        index = Choice(name=default_index(), **index.options)
+    settled = config.model_copy(update={"training": training, "loss": loss, "index": index})
+    said = ", ".join(
+        [f"{key} {getattr(training, key)}" for key in decided]
+        + [f"temperature {loss.options['temperature']}", f"index {index.name}"]
+    )
+    return settled, f"{said} (for {rows:,} training rows)"

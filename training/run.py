@@ -1,0 +1,211 @@
+"""One training run: features once, then steps that score all labels; it can be interrupted and resumed at any step."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.batches import Batches
+from data.validation import split_by_labels
+from dexml.kernels import choose
+from dexml.losses import LOSSES
+from dexml.metrics import precision_at
+from dexml.model import DualEncoder
+from dexml.types import InputError, Int64Array, LabelTable, Positives, Split
+from training import checkpoint
+from training.config import Config
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run says after a step: where it is, the step's loss, and P@1 and P@5 of the last validation, in percent."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    precision_1: float | None
+    precision_5: float | None
+    seconds: float
+
+
+class Run:
+    """A model in training on one split. `interrupt` may be set from a signal handler; the current step is finished first.
+
+    Only labels with a training positive take part in the softmax: the others keep the embedding of their text, so that
+    they are not pushed away from every query, and a label that comes later is their equal.
+    """
+
+    def __init__(self, config: Config, labels: LabelTable, train: Split) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.labels = labels
+        rows, watched = split_by_labels(train.positives, config.validation.fraction, config.seed, config.validation.max_rows)
+        self.validation = train.take(watched) if len(watched) else None
+        self.train = train.take(rows)
+        if len(self.train.positives.indices) == 0:
+            raise InputError("data: no training row has a label")
+        self.seen = np.flatnonzero(self.train.positives.counts()).astype(np.int64)  # label numbers that are trained
+        self.positives = _renumbered(self.train.positives, self.seen)
+        seen_texts = [labels.texts[number] for number in self.seen]
+        self.model = DualEncoder.make(
+            config.encoder.name,
+            config.encoder.options,
+            config.tower.name,
+            config.tower.options,
+            [*self.train.texts, *seen_texts],
+        )
+        self.queries = self.model.encoder.encode(self.train.texts)
+        self.label_features = self.model.encoder.encode(seen_texts)
+        if config.training.free_vectors:
+            self.model.tower.free_vectors(len(self.seen))
+        self.loss = LOSSES.build(config.loss.name, config.loss.options)
+        epochs, batch = config.training.epochs, config.training.batch
+        assert isinstance(epochs, int) and isinstance(batch, int), "settle comes before Run"
+        self.epochs = epochs
+        self.batches = Batches(len(self.train), batch, config.seed)
+        self.steps = epochs * len(self.batches)
+        self.step = 0
+        self.optimizer = _optimizer(self.model, config)
+        self.schedule = _schedule(self.optimizer, config, self.steps)
+        self.interrupt = False
+        self._precision: tuple[float, float] | None = None
+        self._fingerprint = _fingerprint(config, self.train, self.seen)
+
+    def go(self, report: Callable[[Progress], None]) -> bool:
+        """Train to the end and return True, or to an interrupt, leave a checkpoint and return False."""
+        start = saved = time.monotonic()
+        while self.step < self.steps:
+            for rows in self.batches:
+                loss = self._step(rows)
+                self.step += 1
+                end_of_epoch = self.step % len(self.batches) == 0
+                if end_of_epoch and self.validation is not None:
+                    self._precision = self._validate()
+                first, fifth = self._precision or (None, None)
+                epoch = (self.step - 1) // len(self.batches) + 1
+                report(Progress(self.step, self.steps, epoch, self.epochs, loss, first, fifth, time.monotonic() - start))
+                if self.interrupt and self.step < self.steps:
+                    self.save()
+                    return False
+                if time.monotonic() - saved > self.config.training.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tower = self.model.tower
+        state = checkpoint.Checkpoint(
+            {name: value.detach() for name, value in tower.named_parameters()},
+            checkpoint.optimizer_tensors(self.optimizer, tower),
+            torch.get_rng_state(),
+            {
+                "step": self.step,
+                "batches": self.batches.state_dict(),
+                "precision": self._precision,
+                "fingerprint": self._fingerprint,
+            },
+        )
+        checkpoint.save(self.config.out, state, self.step)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint. Raises InputError when it belongs to another config or other data."""
+        state = checkpoint.newest(self.config.out)
+        if state.facts["fingerprint"] != self._fingerprint:
+            raise InputError(
+                f"--resume: the checkpoint in {checkpoint.folder(self.config.out)} was made with another config or other data"
+            )
+        self.model.tower.load_state_dict(state.parameters)
+        checkpoint.restore_optimizer(self.optimizer, self.model.tower, state.optimizer)
+        torch.set_rng_state(state.random)
+        self.step = state.facts["step"]
+        self.batches.load_state_dict(state.facts["batches"])
+        self._precision = tuple(state.facts["precision"]) if state.facts["precision"] else None
+        for _ in range(self.step):
+            self.schedule.step()
+
+    @torch.inference_mode()
+    def embeddings(self) -> Tensor:
+        """Return unit rows float32 (L, D) of all labels: trained ones with their free vectors, the rest from their text."""
+        tower = self.model.tower.eval()
+        rows = torch.zeros(len(self.labels), self.model.dimension)
+        rows[torch.from_numpy(self.seen)] = tower.labels(self.label_features, trained=True)
+        unseen = np.setdiff1d(np.arange(len(self.labels)), self.seen)
+        rows[torch.from_numpy(unseen)] = self.model.embed_labels([self.labels.texts[number] for number in unseen])
+        return rows
+
+    def _step(self, rows: Int64Array) -> float:
+        tower = self.model.tower.train()
+        queries, labels = tower(self.queries.take(torch.from_numpy(rows)), self.label_features)
+        loss = self.loss(queries, labels, self.positives.take(rows))
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise InputError(f"training: the loss of step {self.step + 1} is {value}; lower training.rate_scale")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.schedule.step()
+        return value
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, float]:
+        assert self.validation is not None
+        queries, _ = self.model.embed_queries(self.validation.texts)
+        kernels = choose()
+        prepared = kernels.prepare(self.embeddings(), copy="none")
+        ranked = kernels.scan(queries, prepared, 5, 1.0).ids.numpy()
+        truth = self.validation.positives
+        return precision_at(ranked, truth, 1), precision_at(ranked, truth, 5)
+
+
+def _renumbered(positives: Positives, seen: Int64Array) -> Positives:
+    """Return positives whose label numbers count through `seen` (sorted, a superset of the labels used)."""
+    return Positives(positives.indptr, np.searchsorted(seen, positives.indices), len(seen), positives.weights)
+
+
+def _optimizer(model: DualEncoder, config: Config) -> torch.optim.AdamW:
+    scale, still = config.training.rate_scale, model.tower.undecayed()
+    assert isinstance(scale, float), "settle comes before Run"
+    groups = [
+        {
+            "params": [parameter],
+            "lr": model.tower.rate(name) * scale,
+            "weight_decay": 0.0 if name in still else config.training.weight_decay,
+        }
+        for name, parameter in model.tower.named_parameters()
+    ]
+    if not groups:
+        raise InputError(f"tower {config.tower.name!r} has nothing to train; set training.free_vectors = true")
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return linear warm-up over the first `warmup` of the steps, then linear decay to `final_rate`."""
+    warm = max(1, round(config.training.warmup * steps))
+    final = config.training.final_rate
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return final + (1 - final) * max(0.0, (steps - step) / max(1, steps - warm))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _fingerprint(config: Config, train: Split, seen: Int64Array) -> str:
+    """Return a digest of everything that makes a run what it is, except where it is written and how often it is saved."""
+    digest = hashlib.sha256()
+    digest.update(config.model_dump_json(exclude={"out": True, "training": {"checkpoint_seconds"}}).encode())
+    for text in train.texts:
+        digest.update(text.encode() + b"\0")
+    for array in (train.positives.indptr, train.positives.indices, seen):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
