@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Makes the virtual environment FOLDER with everything dexml needs, from the lock: cpu, or gpu where there is an NVIDIA GPU.
+# usage: requirements/install.sh FOLDER [cpu|gpu]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$1
+python=${PYTHON:-python3}
+kind=${2:-}
+if [ -z "$kind" ]; then
+  kind=cpu
+  if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu; fi
+fi
+case "$kind" in cpu | gpu) ;; *) echo "setup: KIND must be cpu or gpu, got '$kind'" >&2; exit 2 ;; esac
+
+# Quick and quiet when nothing has changed since the last time.
+stamp="$venv/installed-$(cat pyproject.toml requirements/torch.txt "requirements/$kind.lock" requirements/install.sh | sha256sum | cut -c1-16)"
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$PWD" ]; then exit 0; fi
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  { echo "setup: dexml needs Python 3.11 or newer, $python is $("$python" -V 2>&1); try make setup PYTHON=python3.11" >&2; exit 2; }
+echo "setup: making $venv for $kind with $("$python" -V)"
+"$python" -m venv --clear "$venv" ||
+  { echo "setup: $python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
+pip="$venv/bin/python -m pip --disable-pip-version-check"
+
+torch=$(cat requirements/torch.txt)
+if [ "$kind" = gpu ]; then
+  $pip install "$torch"
+else
+  # The CPU build, not gigabytes of CUDA: from a wheel folder that pip is configured with, else from PyTorch's own index,
+  # and only then whatever the default index has (on macOS and Windows that is a CPU build too).
+  $pip install --quiet --no-index "$torch" --no-deps 2>/dev/null ||
+    $pip install --retries 0 --timeout 10 --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
+    { echo "setup: no CPU build of $torch was found; taking the default one" >&2; $pip install "$torch"; }
+fi
+$pip install --require-hashes --no-deps --requirement "requirements/$kind.lock"
+$pip install --quiet --no-deps --editable .
+rm -f "$venv"/installed-*
+echo "$PWD" >"$stamp"
+echo "setup: done; $venv/bin/dexml --help"
