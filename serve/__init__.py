@@ -1,1 +1,55 @@
-"""."""
+"""An HTTP face on a bundle. Flask lives here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line imports this package for `--help`: nothing heavy may come with it
+    from flask import Flask
+
+    from index.retriever import Retriever
+    from serve.settings import Settings
+
+
+def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever] | None = None) -> Flask:
+    """Return the WSGI application; its worker thread opens the retriever, or the bundle of `settings`, and answers.
+
+    The application answers `/livez` at once and everything else with 503 until the thread has loaded. Make it after any
+    fork: threads and CUDA do not survive one. `app.extensions["dexml"].worker.stop()` ends it.
+    """
+    from flask_openapi3.models.info import Info
+    from flask_openapi3.openapi import OpenAPI
+
+    from dexml import __version__
+    from serve import api, errors
+    from serve.worker import Worker
+
+    def open_retriever() -> Retriever:
+        from index.retriever import Retriever
+
+        assert settings.bundle is not None, "without a retriever the settings must name a bundle"
+        return Retriever.open(settings.bundle)
+
+    app = OpenAPI(
+        "serve",
+        info=Info(title="dexml", version=__version__, summary="Extreme multi-label retrieval"),
+        doc_ui=False,
+        validation_error_model=errors.ProblemBody,
+        static_folder="playground",
+        static_url_path="/static",
+    )
+    app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False  # `//v1/search` is not a path of ours, and a redirect would be HTML
+    app.config.update(SEND_FILE_MAX_AGE_DEFAULT=0)
+    opener = open_retriever if retriever is None else retriever if callable(retriever) else lambda: retriever
+    worker = Worker(opener, settings)
+    app.extensions["dexml"] = api.Service(settings, worker)
+    errors.install(app)
+    api.install(app)
+    app.register_api(api.api)
+    worker.start()
+    return app
+
+
+__all__ = ["create_app"]

@@ -1,0 +1,108 @@
+"""From what a retriever found to what a client reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from index.retriever import CANDIDATES, Found
+from serve.errors import Fault, Problem
+from serve.schemas import SearchRequest
+from serve.settings import Settings
+from serve.worker import Ask, Serving
+
+
+def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
+    """Return the work of a valid request. Raises Problem for what only the loaded model can tell."""
+    if request.index_version not in (None, serving.index_version):
+        raise Problem("not_found", f"the version being served is {serving.index_version}")
+    if request.exact and not serving.exact:
+        raise Problem("exact_unavailable", faults=[Fault("/exact", "exact_unavailable", "must be false for this index")])
+    limit = request.candidates or settings.max_candidates
+    k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.labels))
+    return Ask(
+        max(k, 1),
+        tuple(request.queries or ()),
+        None if request.embeddings is None else unit_rows(request.embeddings, serving.dimension),
+        request.candidates,
+        request.temperature,
+        request.normalize,
+    )
+
+
+def unit_rows(rows: Sequence[Sequence[float]], dimension: int) -> Tensor:
+    """Return foreign vectors as float32 unit rows (B, D), the form every tower gives. Raises Problem for other widths and 0."""
+    for number, row in enumerate(rows):
+        if len(row) != dimension:
+            message = f"must have {dimension} numbers, got {len(row)}"
+            raise Problem("dimension_mismatch", faults=[Fault(f"/embeddings/{number}", "dimension_mismatch", message)])
+    dense = torch.tensor(rows, dtype=torch.float64)  # (B, D)
+    largest = dense.abs().amax(dim=1, keepdim=True)
+    for number in torch.nonzero(largest[:, 0] == 0)[:, 0].tolist():
+        raise Problem("zero_vector", faults=[Fault(f"/embeddings/{number}", "zero_vector", "must not be all zeros")])
+    dense = dense / largest  # squares of 1e200 would overflow
+    unit: Tensor = dense / torch.linalg.vector_norm(dense, dim=1, keepdim=True)
+    return unit.float()
+
+
+def results_of(request: SearchRequest, found: Found, serving: Serving) -> list[dict[str, Any]]:
+    """Return the `results` of the response (SERVING §1.2): no missing labels, no number that is not finite."""
+    if not request.truncate:
+        for number, cut in enumerate(found.truncated):
+            if cut:
+                message = f"has {found.tokens[number]} tokens, more than the model reads"
+                raise Problem("too_many_tokens", faults=[Fault(f"/queries/{number}", "too_many_tokens", message)])
+    wants_text = "text" in request.include
+    probabilities = found.probabilities() if "probability" in request.include else None
+    chances = None if probabilities is None else probabilities.tolist()
+    ids, scores = found.topk.ids.tolist(), found.topk.scores.tolist()
+    excluded = set(request.exclude_ids)
+    floor = -math.inf if request.min_score is None else request.min_score
+    names, texts = serving.labels.ids, serving.labels.texts
+    results = []
+    for row, (numbers, values) in enumerate(zip(ids, scores, strict=True)):
+        labels: list[dict[str, Any]] = []
+        for place, (number, score) in enumerate(zip(numbers, values, strict=True)):
+            if number < 0 or not math.isfinite(score) or score < floor or names[number] in excluded:
+                continue
+            if len(labels) == request.top_k:
+                break
+            labels.append(
+                {
+                    "id": names[number],
+                    "score": round(score, 7),
+                    "probability": None if chances is None else finite(chances[row][place]),
+                    "text": texts[number] if wants_text else None,
+                }
+            )
+        results.append(
+            {
+                "query_index": row,
+                "returned": len(labels),
+                "truncated": bool(found.truncated[row]) if found.truncated else False,
+                "exact": found.exact,
+                "normalizer": normalizer_of(request, found, row, serving),
+                "labels": labels,
+            }
+        )
+    return results
+
+
+def normalizer_of(request: SearchRequest, found: Found, row: int, serving: Serving) -> dict[str, Any]:
+    """Return what the probabilities of one row sum to one over."""
+    kind = found.normalizer
+    if kind in ("none", "sigmoid") or found.topk.log_z is None:
+        return {"kind": kind, "log_z": None, "labels": None}
+    count = len(serving.labels)
+    if kind == "topk":
+        count = min(count, max(found.topk.ids.shape[1], request.candidates or CANDIDATES))
+    return {"kind": kind, "log_z": finite(float(found.topk.log_z[row])), "labels": count}
+
+
+def finite(value: float) -> float | None:
+    """Return the number as JSON may carry it, seven digits long; None for what JSON has no word for."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None

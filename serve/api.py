@@ -1,0 +1,195 @@
+"""The routes: what is asked, checked, handed to the worker, and answered."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar, get_type_hints
+
+from flask import Flask, Response, current_app, g, request
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from pydantic import BaseModel, ValidationError
+
+from dexml import __version__
+from serve.answers import ask_of, results_of
+from serve.body import read_json
+from serve.errors import Problem, from_validation
+from serve.schemas import Health, Info, SearchRequest, SearchResponse
+from serve.settings import Settings
+from serve.worker import Worker
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+REFUSALS = (400, 404, 405, 413, 415, 422, 429, 500, 503, 504)
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes share: the limits and the owner of the model."""
+
+    settings: Settings
+    worker: Worker
+
+
+def service() -> Service:
+    """Return the service of the application that is answering."""
+    found = current_app.extensions["dexml"]
+    assert isinstance(found, Service)
+    return found
+
+
+def reads_json(view: Callable[..., Response]) -> Callable[..., Response]:
+    """Give `view` its `body`, read by our own loader and checked against the model it is annotated with."""
+    model: type[BaseModel] = get_type_hints(view)["body"]
+
+    @wraps(view)
+    def read(**parameters: Any) -> Response:
+        settings = service().settings
+        document = read_json(request, settings)
+        try:
+            body = model.model_validate(document, context={"settings": settings})
+        except ValidationError as error:
+            raise from_validation(error) from None
+        return view(body=body, **parameters)
+
+    read.__delay_validate_request__ = True  # type: ignore[attr-defined]  # flask-openapi3 documents, we validate
+    return read
+
+
+def answer(document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """Return a 200 with JSON that holds no NaN and no infinity."""
+    return Response(json.dumps(document, allow_nan=False), 200, headers, content_type="application/json")
+
+
+def refusals(*codes: int) -> dict[int | str, Any]:
+    """Return the OpenAPI entry of each error status."""
+    schema = {"$ref": "#/components/schemas/ProblemBody"}
+    return {code: {"content": {"application/problem+json": {"schema": schema}}} for code in codes}
+
+
+api = APIBlueprint("v1", __name__)
+
+
+@api.post(
+    "/v1/search",
+    summary="The best labels for each text or embedding",
+    tags=[Tag(name="search")],
+    responses={200: SearchResponse, **refusals(*REFUSALS)},
+)
+@reads_json
+def search(body: SearchRequest) -> Response:
+    """Return the top labels with scores and probabilities; the normaliser says what the probabilities sum over."""
+    worker, settings = service().worker, service().settings
+    ask = ask_of(body, worker.check_ready(), settings)
+    ticket = worker.answer(ask, g.received + (body.timeout_ms or settings.deadline_ms) / 1000)
+    assert ticket.found is not None and ticket.serving is not None
+    serving, found = ticket.serving, ticket.found
+    results = results_of(body, found, serving)
+    timing = {"queue": ticket.started - ticket.submitted}
+    timing |= {stage: found.seconds.get(stage, 0.0) for stage in ("encode", "retrieve", "rescore")}
+    timing["total"] = time.monotonic() - g.received
+    timing_ms = {stage: round(max(0.0, seconds) * 1000, 3) for stage, seconds in timing.items()}
+    tokens = sum(found.tokens)
+    document = {
+        "id": g.request_id,
+        "model": serving.model,
+        "index_version": serving.index_version,
+        "results": results,
+        "shards": {"total": 1, "ok": 1, "failed": 0},
+        "partial": False,
+        "timing_ms": timing_ms,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return answer(document, {"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timing_ms.items())})
+
+
+@api.get(
+    "/v1/info",
+    summary="What is being served",
+    tags=[Tag(name="search")],
+    responses={200: Info, **refusals(405, 422, 500, 503)},
+)
+def info() -> Response:
+    """Return the model, the index, the choices made for this machine, and the limits."""
+    serving = service().worker.check_ready()
+    document = {
+        "name": "dexml",
+        "version": __version__,
+        "model": serving.model,
+        "index_version": serving.index_version,
+        "labels": len(serving.labels),
+        "dimension": serving.dimension,
+        "exact": serving.exact,
+        "examples": serving.info.get("examples", []),
+        "limits": service().settings.limits(),
+        "bundle": serving.info,
+    }
+    return answer(document)
+
+
+@api.get("/livez", summary="Is the process alive", tags=[Tag(name="probes")], responses={200: Health, **refusals(503)})
+@api.get("/v2/health/live", endpoint="v2_live", doc_ui=False)
+def livez() -> Response:
+    """Return 200 while the owner of the model lives, 503 when nothing will ever be answered."""
+    if not service().worker.alive:
+        raise Problem("not_ready", "the thread that owns the model has ended")
+    return answer({"status": "alive"})
+
+
+@api.get("/readyz", summary="May it have traffic", tags=[Tag(name="probes")], responses={200: Health, **refusals(503)})
+@api.get("/health", endpoint="health", doc_ui=False)
+@api.get("/v2/health/ready", endpoint="v2_ready", doc_ui=False)
+def readyz() -> Response:
+    """Return 200 when searches will be answered, 503 while loading or draining."""
+    service().worker.check_ready()
+    return answer({"status": "ready"})
+
+
+@api.get("/openapi.json", doc_ui=False)
+def openapi() -> Response:
+    """Return this API in OpenAPI 3.1."""
+    return answer(current_app.api_doc)  # type: ignore[attr-defined]
+
+
+@api.get("/", doc_ui=False)
+def page() -> Response:
+    """Return the search page."""
+    return current_app.send_static_file("index.html")
+
+
+def install(app: Flask) -> None:
+    """Give every request its id and clock, and every answer its headers."""
+
+    def begin() -> None:
+        g.received = time.monotonic()
+        given = request.headers.get("X-Request-ID", "")
+        g.request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        for name, value in SECURITY_HEADERS.items():
+            response.headers[name] = value
+        response.headers.setdefault("Server-Timing", f"total;dur={(time.monotonic() - g.received) * 1000:.3f}")
+        if request.endpoint not in ("static", "v1.page"):
+            response.headers["Cache-Control"] = "no-store"
+        return response
+
+    app.before_request(begin)
+    app.after_request(finish)

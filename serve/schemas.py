@@ -1,0 +1,236 @@
+"""What clients send and get: pydantic models of SERVING §1.2, which also write `/openapi.json`."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from serve.settings import Settings
+
+DEFAULTS = Settings()
+
+
+def limits(info: ValidationInfo) -> Settings:
+    """Return the limits that the caller of `model_validate` gave as its context."""
+    return cast("Settings", (info.context or {}).get("settings", DEFAULTS))
+
+
+def _text(text: str, info: ValidationInfo) -> str:
+    limit = limits(info).max_text_chars
+    if "\0" in text:
+        raise PydanticCustomError("invalid_text", "must not hold U+0000")
+    if len(text) > limit:
+        raise PydanticCustomError(
+            "text_too_long", "must have at most {limit} characters, got {got}", {"limit": limit, "got": len(text)}
+        )
+    if not text.strip():
+        raise PydanticCustomError("empty", "must not be blank")
+    return text
+
+
+def _label_id(name: str) -> str:
+    if not name:
+        raise PydanticCustomError("empty", "must not be empty")
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise PydanticCustomError("invalid_text", "must not hold control characters")
+    if len(name.encode("utf-8")) > 256:
+        raise PydanticCustomError("text_too_long", "must have at most 256 bytes of UTF-8")
+    return name
+
+
+Text = Annotated[str, AfterValidator(_text)]
+LabelId = Annotated[str, AfterValidator(_label_id)]
+
+
+class SearchRequest(BaseModel):
+    """The best labels for texts or for embeddings: give exactly one of `queries` and `embeddings`."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"example": {"queries": ["sort an array along an axis"], "top_k": 5}},
+    )
+
+    queries: Annotated[list[Text] | None, Field(description="Texts, at most 64.")] = None
+    embeddings: Annotated[
+        list[Annotated[list[float], Field(fail_fast=True)]] | None,
+        Field(description="Vectors of the model's dimension, at most 64; their length is ignored, as in a cosine."),
+    ] = None
+    top_k: Annotated[int, Field(description="How many labels to return, 1 to 1000.")] = 10
+    candidates: Annotated[
+        int | None, Field(description="How many labels to rescore, top_k to 2048; null leaves it to the bundle.")
+    ] = None
+    exact: Annotated[bool, Field(description="Insist on the true top-k; 422 where the index is approximate.")] = False
+    temperature: Annotated[float | None, Field(description="τ of the probabilities; null takes the model's.")] = None
+    normalize: Annotated[
+        Literal["none", "topk", "all", "sigmoid"],
+        Field(
+            description="What probabilities sum to one over: the rescored candidates (topk), every label (all), "
+            "nothing (none), or each label for itself (sigmoid). Hiding labels by exclude_ids or min_score changes "
+            "no other label's probability."
+        ),
+    ] = "topk"
+    min_score: Annotated[float | None, Field(description="Leave out labels that score below.")] = None
+    exclude_ids: Annotated[list[LabelId], Field(description="Labels to leave out; unknown ids are ignored.")] = []
+    include: Annotated[
+        list[Literal["text", "probability"]], Field(description="Fields that are filled; the others are null.")
+    ] = ["text", "probability"]
+    truncate: Annotated[bool, Field(description="Read the start of a text too long for the model, or refuse it.")] = True
+    timeout_ms: Annotated[int | None, Field(description="Deadline, 1 to 30000; null takes the server's.")] = None
+    index_version: Annotated[str | None, Field(description="404 unless this version is being served.")] = None
+
+    @field_validator("queries", "embeddings", "exclude_ids", mode="before")
+    @classmethod
+    def _few_enough(cls, rows: Any, info: ValidationInfo) -> Any:
+        """Count before looking at a single row, so that a huge batch costs nothing."""
+        if not isinstance(rows, list):
+            return rows
+        excluded = info.field_name == "exclude_ids"
+        limit = limits(info).max_excluded if excluded else limits(info).max_queries
+        if not rows and not excluded:
+            raise PydanticCustomError("empty", "must not be empty")
+        if len(rows) > limit:
+            raise PydanticCustomError(
+                "batch_too_large", "must have at most {limit} entries, got {got}", {"limit": limit, "got": len(rows)}
+            )
+        return rows
+
+    @field_validator("include", mode="before")
+    @classmethod
+    def _short_list(cls, names: Any) -> Any:
+        if isinstance(names, list) and len(names) > 16:
+            raise PydanticCustomError("schema", "must have at most 16 entries")
+        return names
+
+    @field_validator("top_k", "candidates", "timeout_ms")
+    @classmethod
+    def _in_range(cls, value: int | None, info: ValidationInfo) -> int | None:
+        bounds = limits(info)
+        highest, code = {
+            "top_k": (bounds.max_top_k, "top_k_out_of_range"),
+            "candidates": (bounds.max_candidates, "candidates_out_of_range"),
+            "timeout_ms": (bounds.max_deadline_ms, "timeout_out_of_range"),
+        }[str(info.field_name)]
+        if value is not None and not 1 <= value <= highest:
+            raise PydanticCustomError(
+                code, "must be between 1 and {highest}, got {value}", {"highest": highest, "value": value}
+            )
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _positive(cls, value: float | None, info: ValidationInfo) -> float | None:
+        low, high = limits(info).min_temperature, limits(info).max_temperature
+        if value is not None and not low <= value <= high:
+            raise PydanticCustomError(
+                "temperature_out_of_range",
+                "must be between {low} and {high}, got {value}",
+                {"low": low, "high": high, "value": value},
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchRequest:
+        if (self.queries is None) == (self.embeddings is None):
+            raise PydanticCustomError("schema", "give exactly one of queries and embeddings")
+        if self.candidates is not None and self.candidates < self.top_k:
+            raise PydanticCustomError(
+                "candidates_out_of_range",
+                "candidates must be at least top_k = {top_k}, got {candidates}",
+                {"top_k": self.top_k, "candidates": self.candidates},
+            )
+        return self
+
+
+class Answer(BaseModel):
+    """One label of an answer; `probability` and `text` are null when not asked for or not defined."""
+
+    id: str
+    score: float
+    probability: float | None
+    text: str | None
+
+
+class Normalizer(BaseModel):
+    """What the probabilities sum to one over: `log_z` = log Σ e^{score/τ} over `labels` of them."""
+
+    kind: Literal["none", "topk", "all", "sigmoid"]
+    log_z: float | None
+    labels: int | None
+
+
+class Result(BaseModel):
+    """The answers for one query, by descending score, equal scores in the order of the label table."""
+
+    query_index: int
+    returned: int
+    truncated: bool
+    exact: bool
+    normalizer: Normalizer
+    labels: list[Answer]
+
+
+class Shards(BaseModel):
+    """How many parts of the index answered."""
+
+    total: int
+    ok: int
+    failed: int
+
+
+class Timing(BaseModel):
+    """Milliseconds; encode, retrieve and rescore are those of the batch that the request travelled in."""
+
+    queue: float
+    encode: float
+    retrieve: float
+    rescore: float
+    total: float
+
+
+class Usage(BaseModel):
+    """Tokens that the encoder read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class SearchResponse(BaseModel):
+    """Answers to `POST /v1/search`."""
+
+    id: str
+    model: str
+    index_version: str
+    results: list[Result]
+    shards: Shards
+    partial: bool
+    timing_ms: Timing
+    usage: Usage
+
+
+class Info(BaseModel):
+    """What is being served, how, and within which limits."""
+
+    name: str
+    version: str
+    model: str
+    index_version: str
+    labels: int
+    dimension: int
+    exact: bool
+    examples: list[str]
+    limits: dict[str, float]
+    bundle: dict[str, Any]
+
+
+class Health(BaseModel):
+    """The state of the service in one word."""
+
+    status: Literal["alive", "ready"]
+
+
+__all__ = ["Health", "Info", "SearchRequest", "SearchResponse"]

@@ -1,0 +1,55 @@
+"""What the operator decides: addresses, limits and patience. Frozen; a value that makes no sense is an error at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Limits of the service; every default is published by `/v1/info`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    threads: int | None = Field(default=None, ge=1, le=4096)  # None: max_inflight + 32, so that 429 and probes get a thread
+
+    max_body_bytes: int = Field(default=2_000_000, ge=1)
+    max_json_depth: int = Field(default=32, ge=1, le=256)
+    max_number_digits: int = Field(default=30, ge=1)
+    max_queries: int = Field(default=64, ge=1)
+    max_text_chars: int = Field(default=32_768, ge=1)
+    max_top_k: int = Field(default=1000, ge=1)
+    max_candidates: int = Field(default=2048, ge=1)
+    min_temperature: float = Field(default=1e-4, gt=0)  # e^{1/τ} must stay inside float32's exponents once shifted
+    max_temperature: float = Field(default=100.0, gt=0)
+    max_excluded: int = Field(default=1000, ge=0)
+
+    max_inflight: int = Field(default=256, ge=1)
+    batch_queries: int = Field(default=64, ge=1)
+    batch_wait_ms: float = Field(default=2.0, ge=0, le=1000)
+    deadline_ms: int = Field(default=2000, ge=1)
+    max_deadline_ms: int = Field(default=30_000, ge=1)
+    drain_s: int = Field(default=30, ge=1)
+
+    @property
+    def pool(self) -> int:
+        """Return the number of request threads."""
+        return self.threads or self.max_inflight + 32
+
+    def limits(self) -> dict[str, float]:
+        """Return what a client must know to stay welcome."""
+        return {
+            "body_bytes": self.max_body_bytes,
+            "queries": self.max_queries,
+            "text_chars": self.max_text_chars,
+            "top_k": self.max_top_k,
+            "candidates": self.max_candidates,
+            "exclude_ids": self.max_excluded,
+            "inflight": self.max_inflight,
+            "timeout_ms": self.max_deadline_ms,
+            "default_timeout_ms": self.deadline_ms,
+        }

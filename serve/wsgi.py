@@ -1,0 +1,165 @@
+"""The server process: gunicorn with one worker of many threads, which drains on SIGTERM and on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.http import errors as http_errors
+from gunicorn.workers.gthread import ThreadWorker
+
+from dexml.types import InputError
+from serve import create_app
+from serve.errors import Problem, body_of
+from serve.settings import Settings
+
+if TYPE_CHECKING:
+    from index.retriever import Retriever
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return a listening socket. Raises InputError in one line when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"cannot listen on {settings.host}:{settings.port}: {reason}") from None
+    return listener
+
+
+def run(settings: Settings, listener: socket.socket, retriever: Callable[[], Retriever] | None = None) -> int:
+    """Serve until a signal ends it; return the exit code: 0 after a drain, 2 when the model could not be loaded."""
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
+    try:
+        Master(Application(settings, listener.detach(), url, retriever)).run()
+    except SystemExit as end:
+        return 0 if end.code in (0, None) else 2
+    return 0
+
+
+class Application(BaseApplication):  # type: ignore[misc]
+    """Gunicorn's view of us: its settings, and the application, made in the worker after the fork."""
+
+    def __init__(self, settings: Settings, fd: int, url: str, retriever: Callable[[], Retriever] | None) -> None:
+        self.settings = settings
+        self.fd = fd
+        self.url = url
+        self.retriever = retriever
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set what differs from gunicorn's defaults; no environment, file or command line of its own is read."""
+        settings = self.settings
+        for name, value in {
+            "bind": f"fd://{self.fd}",
+            "workers": 1,
+            "worker_class": Drainer,
+            "threads": settings.pool,
+            "worker_connections": settings.pool + 1000,
+            "keepalive": 15,
+            "timeout": 120,
+            "graceful_timeout": settings.drain_s,
+            "control_socket_disable": True,
+            "proc_name": "dexml",
+            "loglevel": "warning",
+            "worker_exit": stop_worker,
+        }.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """Return the WSGI application, and say when it is ready."""
+        app = create_app(self.settings, self.retriever)
+        threading.Thread(target=self.announce, args=(app,), name="dexml-announce", daemon=True).start()
+        return app
+
+    def announce(self, app: Any) -> None:
+        """Print the address once searches are answered; end the process when they never will be."""
+        worker = app.extensions["dexml"].worker
+        worker.wait_until_loaded()
+        if worker.serving is not None:
+            labels = len(worker.serving.labels)
+            click.echo(f"dexml: {labels:,} labels of {worker.serving.model} at {self.url} (Ctrl-C ends it)")
+            sys.stdout.flush()
+            return
+        shown = isinstance(worker.failure, InputError)
+        reason = str(worker.failure) if shown else f"{type(worker.failure).__name__}: {worker.failure}"
+        click.echo(f"dexml: {reason}", err=True)
+        sys.stderr.flush()
+        os._exit(Arbiter.APP_LOAD_ERROR)  # the arbiter stops instead of trying again
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """Gunicorn's arbiter, for which Ctrl-C is as gentle as SIGTERM (a second one is not)."""
+
+    def handle_int(self) -> None:
+        """Drain, as on SIGTERM."""
+        self.handle_term()
+
+
+class Drainer(ThreadWorker):  # type: ignore[misc]
+    """Gunicorn's thread worker, which refuses new connections while it finishes the work it has."""
+
+    def init_signals(self) -> None:
+        """Leave Ctrl-C, which a terminal sends to every process of the group, to the arbiter."""
+        super().init_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Mark the service as draining before anything else."""
+        wsgi = getattr(self, "wsgi", None)
+        if wsgi is not None:
+            wsgi.extensions["dexml"].worker.draining = True
+        super().handle_exit(sig, frame)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Close the listeners when draining: a client is refused rather than kept waiting."""
+        super().set_accept_enabled(enabled)
+        if not enabled and not self.alive:
+            for listener in self.sockets:
+                listener.close()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer what gunicorn itself refuses with problem details, not with its HTML page."""
+        if not isinstance(exc, http_errors.ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        code = "bad_request"
+        if isinstance(exc, http_errors.LimitRequestLine):
+            code = "uri_too_long"
+        elif isinstance(exc, http_errors.LimitRequestHeaders):
+            code = "headers_too_large"
+        elif isinstance(exc, http_errors.UnsupportedTransferCoding):
+            code = "not_implemented"
+        problem = Problem(code, "the request is not valid HTTP/1.1" if code == "bad_request" else "")
+        body = json.dumps(body_of(problem, "", "")).encode()
+        head = (
+            f"HTTP/1.1 {problem.status} {problem.title}\r\nConnection: close\r\n"
+            f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        try:
+            client.sendall(head.encode("latin-1") + body)
+        except OSError:
+            pass  # the client has gone
+
+
+def stop_worker(_: Any, process: Any) -> None:
+    """Finish what is queued before the process ends."""
+    wsgi = getattr(process, "wsgi", None)
+    if wsgi is not None:
+        wsgi.extensions["dexml"].worker.stop(timeout=5)

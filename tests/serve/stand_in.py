@@ -1,0 +1,117 @@
+"""A retriever over a handful of hand-made labels, whose encoder reads slow, wrong and broken texts on command.
+
+Run as a program it is a server process: `python tests/serve/stand_in.py PORT [max_inflight]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+
+import torch
+
+from dexml.types import LabelTable, TopK
+from index.retriever import CANDIDATES, Found
+
+HOSTILE = '<img src=x onerror="document.title=1">'
+LABELS = (
+    ("numpy.sort", "Return a sorted copy of an array."),
+    ("numpy.mean", "Compute the arithmetic mean along the specified axis."),
+    ("numpy.linalg.svd", "Singular value decomposition."),
+    ("scipy.optimize.minimize", "Minimization of a scalar function of one or more variables."),
+    ("scipy.signal.convolve", "Convolve two N-dimensional arrays."),
+    ("sklearn.cluster.KMeans", "K-Means clustering."),
+    ("torch.nn.functional.softmax", "Apply a softmax function."),
+    ("torch.topk", "Return the k largest elements of the given input tensor along a given dimension."),
+    ("ünïcode.名前", "Ligatures, 名前 and emoji 🎉 stay whole."),
+    ("hostile", HOSTILE),
+)
+DIMENSION = 64
+
+
+def embed(text: str) -> torch.Tensor:
+    """Return a unit row (D): hashed words and their letter pairs."""
+    row = torch.zeros(DIMENSION, dtype=torch.float64)
+    for word in text.lower().split():
+        for piece in (word, *(word[i : i + 3] for i in range(len(word) - 2))):
+            digest = hashlib.sha256(piece.encode()).digest()
+            row[digest[0] % DIMENSION] += 1 if digest[1] % 2 else -1
+    row[0] += 1e-3
+    return (row / row.norm()).float()
+
+
+class StandIn:
+    """The methods of `Retriever`, in plain torch. `slow N` sleeps N ms, `broken` raises, `long` is cut."""
+
+    def __init__(self, load_s: float = 0.0, failure: Exception | None = None):
+        time.sleep(load_s)
+        if failure is not None:
+            raise failure
+        self.labels = LabelTable(tuple(i for i, _ in LABELS), tuple(t for _, t in LABELS))
+        self.rows = torch.stack([embed(f"{i} {t}") for i, t in LABELS])
+        self.dimension = DIMENSION
+        self.temperature = 0.05
+        self.batches: list[int] = []
+        self.seen: list[str] = []
+
+    def describe(self):
+        return {
+            "model": "stand-in@sha256:0123456789ab",
+            "labels": len(self.labels),
+            "dimension": DIMENSION,
+            "index": {"name": "exact", "device": "cpu"},
+            "kernels": "Reference",
+            "temperature": self.temperature,
+            "examples": ["sort an array", "cluster points", "largest elements of a tensor"],
+        }
+
+    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk"):
+        start = time.perf_counter()
+        self.seen.extend(texts)
+        for text in texts:
+            words = text.split()
+            if words[0] == "slow":
+                time.sleep(int(words[1]) / 1000)
+            if words[0] == "broken":
+                raise RuntimeError("a secret path /etc/passwd")
+        queries = torch.stack([embed(text) for text in texts])
+        encode = time.perf_counter() - start
+        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
+        found.seconds["encode"] = encode
+        return Found(
+            found.topk,
+            found.normalizer,
+            found.temperature,
+            found.exact,
+            found.seconds,
+            tuple(len(text.split()) for text in texts),
+            tuple(text.startswith("long") for text in texts),
+        )
+
+    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk"):
+        self.batches.append(len(queries))
+        start = time.perf_counter()
+        scores = queries @ self.rows.T
+        wanted = max(k, CANDIDATES if candidates is None else candidates)
+        order = torch.sort(scores, dim=1, descending=True, stable=True)
+        pad = max(0, wanted - len(self.labels))
+        ids = torch.nn.functional.pad(order.indices[:, :wanted], (0, pad), value=-1)
+        values = torch.nn.functional.pad(order.values[:, :wanted], (0, pad), value=-math.inf)
+        temperature = temperature or self.temperature
+        log_z = torch.logsumexp((scores if normalize == "all" else values) / temperature, dim=1)
+        seconds = {"retrieve": time.perf_counter() - start, "rescore": 0.0}
+        return Found(TopK(ids[:, :k], values[:, :k], log_z), normalize, temperature, True, seconds)
+
+
+def serve(port: int, max_inflight: int = 256, load_s: float = 0.0) -> int:
+    from serve import wsgi
+    from serve.settings import Settings
+
+    settings = Settings(port=port, max_inflight=max_inflight)
+    return wsgi.run(settings, wsgi.listen(settings), lambda: StandIn(load_s))
+
+
+if __name__ == "__main__":
+    sys.exit(serve(int(sys.argv[1]), *(int(value) for value in sys.argv[2:])))
