@@ -33,6 +33,10 @@ class Choice(BaseModel):
         """Return the options as written, unchecked; the table checks them."""
         return dict(self.model_extra or {})
 
+    def with_options(self, **options: Any) -> Choice:
+        """Return the same row with some options set."""
+        return Choice.model_validate({"name": self.name, **self.options, **options})
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the content of a TOML file. Raises InputError with file, line and column."""

@@ -63,7 +63,7 @@ def import_faiss() -> ModuleType:
         raise InputError("the index 'faiss' needs FAISS: pip install 'dexml[cpu]' (or 'dexml[gpu]' on an NVIDIA GPU)")
     import faiss
 
-    return faiss  # type: ignore[no-any-return]
+    return faiss
 
 
 def faiss_gpus() -> Choice:

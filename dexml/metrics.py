@@ -7,6 +7,7 @@ holds N rows, and empty ones count. Equal to pyxclib in float64.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from dexml.types import Int64Array, Positives
 
 Float64Array = npt.NDArray[np.float64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 DEFAULT_PROPENSITY = (0.55, 1.5)  # Jain et al., KDD 2016, for sets without constants of their own
 
 
@@ -96,7 +98,7 @@ def table(
     }
 
 
-def _first(rows: npt.NDArray[np.generic], k: int) -> npt.NDArray[np.generic]:
+def _first(rows: npt.NDArray[Scalar], k: int) -> npt.NDArray[Scalar]:
     if k < 1:
         raise ValueError(f"metrics: k must be at least 1, got {k}")
     return rows[:, :k]

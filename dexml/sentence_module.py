@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,14 @@ from dexml.types import Bag, Features
 class DualEncoderModule(InputModule):
     """Texts -> `sentence_embedding` (N, D), the query side of a DualEncoder."""
 
-    modalities: list[str] = ["text"]  # noqa: RUF012 — declared so by the base class
     save_in_root = True
 
     def __init__(self, model: DualEncoder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.tower = model.tower
-        self.tokenizer = None
 
-    def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor | Any]:
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor | Any]:
         """Return the features of N texts as tensors that sentence-transformers may move to a device."""
         texts = [f"{prompt}{text}" for text in inputs] if prompt else list(inputs)
         features = self.model.encoder.encode(texts)
@@ -51,6 +50,8 @@ class DualEncoderModule(InputModule):
         self.model.save(Path(output_path))
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> DualEncoderModule:
+    def load(  # type: ignore[override]
+        cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
+    ) -> DualEncoderModule:
         """Read a local folder."""
         return cls(DualEncoder.load(Path(model_name_or_path) / subfolder))

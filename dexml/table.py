@@ -72,7 +72,7 @@ class Table(Generic[T]):
 
     def options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return `options` checked and completed with the defaults of `name`'s class."""
-        model = option_model(self[name])
+        model = option_model(cast("type", self[name]))
         try:
             checked = model.model_validate(dict(options))
         except ValidationError as error:

@@ -12,16 +12,16 @@ from index.base import LabelIndex
 
 
 class ExactIndex(LabelIndex):
-    """`kernels.scan` over the label rows; `copy` names the scanning copy (see `Kernels.prepare`)."""
+    """`kernels.scan` over the label rows; `scan_copy` names the scanning copy (see `Kernels.prepare`)."""
 
-    def __init__(self, *, copy: Literal["auto", "none", "bfloat16", "int8"] = "auto", backend: str | None = None) -> None:
-        self.copy = copy
+    def __init__(self, *, scan_copy: Literal["auto", "none", "bfloat16", "int8"] = "auto", backend: str | None = None) -> None:
+        self.scan_copy = scan_copy
         self.kernels: Kernels = choose(backend=backend)
         self.prepared: Prepared | None = None
 
     def build(self, labels: Tensor) -> None:
         """Prepare the label rows (L, D) for scanning."""
-        self.prepared = self.kernels.prepare(labels, copy=self.copy)
+        self.prepared = self.kernels.prepare(labels, copy=self.scan_copy)
 
     def search(self, queries: Tensor, k: int, temperature: float) -> TopK:
         """Return the exact top-k with log_z over all labels."""
@@ -35,5 +35,5 @@ class ExactIndex(LabelIndex):
 
     def describe(self) -> dict[str, object]:
         """Return the backend and the scanning copy."""
-        copy = self.prepared.copy if self.prepared is not None else self.copy
+        copy = self.prepared.copy if self.prepared is not None else self.scan_copy
         return {"name": "exact", "device": "cpu", "backend": type(self.kernels).__name__, "copy": copy}

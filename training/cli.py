@@ -42,11 +42,13 @@ def train(config: Path, settings: tuple[str, ...], resume: bool) -> None:
 
     from data import open_format
     from dexml.config import load
+    from dexml.types import InputError
+    from training import checkpoint
     from training.config import Config, check, settle
     from training.export import export
-    from training.run import Run
+    from training.run import Run, hold_out
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     read = load(Config, config, settings)
     check(read)
     files = open_format(read.data.path, read.data.format)
@@ -55,25 +57,38 @@ def train(config: Path, settings: tuple[str, ...], resume: bool) -> None:
     console.print(f"[bold]{read.data.path}[/]: {len(split):,} training rows, {len(labels):,} labels")
     console.print(f"auto: {said}")
     start = time.monotonic()
-    with console.status("reading texts into features"):
-        run = Run(settled, labels, split)
-    console.print(
-        f"{run.model.encoder.width():,} features, {len(run.seen):,} trained labels, {len(run.train):,} rows trained on, "
-        f"{len(run.validation) if run.validation else 0:,} watched ({time.monotonic() - start:.1f} s)"
-    )
-    if resume:
-        run.resume()
-        console.print(f"resumed at step {run.step} of {run.steps}")
-    with _interruptible(run):
-        finished = _go(run, console)
-        with console.status("embedding labels, building the index"):
-            root = export(run, finished=finished)
-    if not finished:
-        console.print(f"stopped at step {run.step} of {run.steps}; {root} answers with what was learned so far.")
-        console.print("Go on with the same command and --resume.")
-        raise SystemExit(130)
-    from training import checkpoint
-
+    kept, watched = hold_out(settled, split)
+    phases = [(kept, watched)]
+    if watched is not None and settled.validation.refit:
+        phases.append((split, None))
+    state = checkpoint.newest(settled.out) if resume else None
+    for number, (rows, validation) in enumerate(phases, 1):
+        what = "watched on validation rows" if validation else "on all rows"
+        console.print(f"[bold]training {number} of {len(phases)}[/], {what}" if len(phases) > 1 else "[bold]training[/]")
+        with console.status("reading texts into features"):
+            run = Run(settled, labels, rows, validation)
+        if state is not None and not run.knows(state):
+            if number < len(phases):
+                continue  # the checkpoint may belong to the next phase
+            raise InputError(f"--resume: {checkpoint.folder(settled.out)} was made with another config or other data")
+        if state is not None:
+            run.resume(state)
+            state = None
+            console.print(f"resumed at step {run.step} of {run.steps}")
+        watched_rows = f", {len(validation):,} watched" if validation else ""
+        console.print(
+            f"{run.model.encoder.width():,} features, {len(run.seen):,} of {len(labels):,} labels have a training row, "
+            f"{len(rows):,} rows trained on{watched_rows}"
+        )
+        with _interruptible(run):
+            finished = _go(run, console)
+            if not finished or number == len(phases):
+                with console.status("embedding labels, building the index"):
+                    root = export(run, split, finished=finished)
+        if not finished:
+            console.print(f"stopped at step {run.step} of {run.steps}; {root} answers with what was learned so far.")
+            console.print("Go on with the same command and --resume.")
+            raise SystemExit(130)
     checkpoint.clear(settled.out)
     console.print(f"[bold green]done[/] in {time.monotonic() - start:.1f} s: [bold]{root}[/]")
 
@@ -130,7 +145,7 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     from training.evaluate import BATCH
     from training.evaluate import evaluate as measure
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     retriever = Retriever.open(bundle, index)
     facts = retriever.bundle.manifest["data"]
     files = open_format(folder or Path(facts["path"]), "auto" if folder else facts["format"])

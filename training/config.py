@@ -30,10 +30,15 @@ class DataSection(Section):
 
 
 class ValidationSection(Section):
-    """Training rows held out to be watched, whole label sets at a time; 0 trains on every row."""
+    """Training rows held out to be watched, whole label sets at a time; 0 watches none.
 
-    fraction: Annotated[float, Ge(0), Lt(1)] = 0.04
+    `refit` trains once more on all rows when the watched run is done: it doubles the time, and gives the rows and labels
+    that were held out back to the model. "auto" refits small sets, where they are missed.
+    """
+
+    fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
     max_rows: Annotated[int, Ge(1)] = 500
+    refit: bool | Auto = "auto"
 
 
 class TrainingSection(Section):
@@ -87,15 +92,18 @@ def settle(config: Config, rows: int) -> tuple[Config, str]:
     training = config.training
     chosen = {key: value for key, value in decided.items() if getattr(training, key) == "auto"}
     training = training.model_copy(update=chosen)
+    validation = config.validation
+    if validation.refit == "auto":
+        validation = validation.model_copy(update={"refit": small})
     loss = config.loss
     if "temperature" not in loss.options:
-        loss = Choice(name=loss.name, **loss.options, temperature=0.04 if small else 0.05)
+        loss = loss.with_options(temperature=0.04 if small else 0.05)
     index = config.index
     if index.name == "auto":
-        index = Choice(name=default_index(), **index.options)
-    settled = config.model_copy(update={"training": training, "loss": loss, "index": index})
+        index = Choice(name=default_index()).with_options(**index.options)
+    settled = config.model_copy(update={"training": training, "validation": validation, "loss": loss, "index": index})
     said = ", ".join(
         [f"{key} {getattr(training, key)}" for key in decided]
-        + [f"temperature {loss.options['temperature']}", f"index {index.name}"]
+        + [f"refit {str(validation.refit).lower()}", f"temperature {loss.options['temperature']}", f"index {index.name}"]
     )
     return settled, f"{said} (for {rows:,} training rows)"

@@ -53,8 +53,8 @@ def evaluate(retriever: Retriever, split: Split, propensity: tuple[float, float]
         if excluded is not None:
             ids = _without(ids, excluded.take(np.arange(first, first + len(texts))))
         ranked[first : first + len(texts)] = ids[:, :DEPTH]
-        for stage, seconds in found.seconds.items():
-            stages[stage] = stages.get(stage, 0.0) + seconds
+        for stage, spent in found.seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + spent
         report(first + len(texts))
     total = time.perf_counter() - start
     bundle = retriever.bundle

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from dexml.bundle import publish
+from dexml.types import Split
 from index import INDEXES
 from training.run import Run
 
 VERSIONED = ("dexml", "torch", "numpy", "scipy", "tokenizers", "sentence-transformers", "faiss-cpu", "faiss-gpu")
 
 
-def export(run: Run, *, finished: bool) -> Path:
-    """Write OUT/bundle and return it. A run that was interrupted is marked as such, and answers all the same."""
+def export(run: Run, train: Split, *, finished: bool) -> Path:
+    """Write OUT/bundle and return it; `train` is the whole training split, whose label counts the PSP metrics need.
+
+    A run that was interrupted is marked as such, and answers all the same.
+    """
     config = run.config
     embeddings = run.embeddings()
     index = INDEXES.build(config.index.name, config.index.options)
@@ -27,12 +31,12 @@ def export(run: Run, *, finished: bool) -> Path:
         "temperature": config.loss.options["temperature"],
         "index": {"name": config.index.name, **config.index.options},
         "rerank": {"name": config.rerank.name, **config.rerank.options},
-        "examples": list(config.examples or _examples(run)),
+        "examples": list(config.examples or _examples(train)),
         "data": {
             "path": str(config.data.path),
             "format": config.data.format,
             "propensity": list(config.data.propensity),
-            "train_rows": len(run.train) + (len(run.validation) if run.validation else 0),
+            "train_rows": len(train),
         },
         "training": {
             "finished": finished,
@@ -44,17 +48,14 @@ def export(run: Run, *, finished: bool) -> Path:
             "versions": _versions(),
         },
     }
-    counts = run.train.positives.counts()
-    if run.validation is not None:
-        counts = counts + run.validation.positives.counts()
-    publish(root, run.model, run.labels, counts, embeddings, facts, index.save)
+    publish(root, run.model, run.labels, train.positives.counts(), embeddings, facts, index.save)
     return root
 
 
-def _examples(run: Run, count: int = 5, longest: int = 90) -> list[str]:
-    """Return a few short texts to try, of rows that were not trained on where there are any."""
-    texts = run.validation.texts if run.validation is not None else run.train.texts
-    return [text for text in texts if len(text) <= longest][:count] or [text[:longest] for text in texts[:count]]
+def _examples(train: Split, count: int = 5, longest: int = 90) -> list[str]:
+    """Return a few short texts of the data set, spread over it, for a page to offer."""
+    short = [text for text in train.texts if len(text) <= longest] or [text[:longest] for text in train.texts]
+    return short[:: max(1, len(short) // count)][:count]
 
 
 def _commit() -> str | None:

@@ -36,20 +36,27 @@ class Progress:
     seconds: float
 
 
+def hold_out(config: Config, train: Split) -> tuple[Split, Split | None]:
+    """Return the rows to train on and the rows to watch; None where the config, or the set, leaves none."""
+    rows, watched = split_by_labels(train.positives, config.validation.fraction, config.seed, config.validation.max_rows)
+    return (train.take(rows), train.take(watched)) if len(watched) else (train, None)
+
+
 class Run:
-    """A model in training on one split. `interrupt` may be set from a signal handler; the current step is finished first.
+    """A model in training on one split, watched on another.
+
+    `interrupt` may be set from a signal handler; the current step is finished first.
 
     Only labels with a training positive take part in the softmax: the others keep the embedding of their text, so that
     they are not pushed away from every query, and a label that comes later is their equal.
     """
 
-    def __init__(self, config: Config, labels: LabelTable, train: Split) -> None:
+    def __init__(self, config: Config, labels: LabelTable, train: Split, validation: Split | None) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.labels = labels
-        rows, watched = split_by_labels(train.positives, config.validation.fraction, config.seed, config.validation.max_rows)
-        self.validation = train.take(watched) if len(watched) else None
-        self.train = train.take(rows)
+        self.validation = validation
+        self.train = train
         if len(self.train.positives.indices) == 0:
             raise InputError("data: no training row has a label")
         self.seen = np.flatnonzero(self.train.positives.counts()).astype(np.int64)  # label numbers that are trained
@@ -116,13 +123,12 @@ class Run:
         )
         checkpoint.save(self.config.out, state, self.step)
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint. Raises InputError when it belongs to another config or other data."""
-        state = checkpoint.newest(self.config.out)
-        if state.facts["fingerprint"] != self._fingerprint:
-            raise InputError(
-                f"--resume: the checkpoint in {checkpoint.folder(self.config.out)} was made with another config or other data"
-            )
+    def knows(self, state: checkpoint.Checkpoint) -> bool:
+        """Return whether a checkpoint was made by this very run: the same config, data and rows."""
+        return bool(state.facts["fingerprint"] == self._fingerprint)
+
+    def resume(self, state: checkpoint.Checkpoint) -> None:
+        """Go on where a checkpoint was taken."""
         self.model.tower.load_state_dict(state.parameters)
         checkpoint.restore_optimizer(self.optimizer, self.model.tower, state.optimizer)
         torch.set_rng_state(state.random)

@@ -98,11 +98,12 @@ def _from_hub() -> Path:
 def _distil(folder: Path, batch: int = 1024) -> Tensor:
     from transformers import BertModel
 
-    model = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True).eval()
+    model = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+    model.train(False)
     pieces = torch.arange(model.config.vocab_size)
     cls, sep = 101, 102  # BERT's fixed numbers for [CLS] and [SEP]
     rows = []
-    for part in pieces.split(batch):
+    for part in torch.split(pieces, batch):
         ids = torch.stack([torch.full_like(part, cls), part, torch.full_like(part, sep)], dim=1)
         rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(dim=1))
     return torch.cat(rows)

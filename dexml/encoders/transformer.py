@@ -101,7 +101,7 @@ class TransformerEncoder(Encoder):
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             model = SentenceTransformer(
                 name, revision=self.revision, device=self.device, trust_remote_code=False, local_files_only=local

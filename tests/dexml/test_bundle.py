@@ -1,0 +1,97 @@
+"""A bundle is published whole, opens with its checks, and refuses any changed byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dexml.bundle import Bundle
+from dexml.types import InputError
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def test_it_opens_by_its_own_folder_and_by_the_run(tiny_bundle: Path):
+    assert Bundle.open(tiny_bundle).name == Bundle.open(tiny_bundle.parent).name
+    opened = Bundle.open(tiny_bundle)
+    assert opened.embeddings.shape == (10, 32)
+    assert opened.train_counts.sum() > 0
+    assert opened.manifest["training"]["finished"] is True
+
+
+def test_every_file_is_guarded_byte_by_byte(bundle: Path):
+    files = [path for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert len(files) >= 6
+    for path in files:
+        content = path.read_bytes()
+        for offset in (0, len(content) // 2, len(content) - 1):
+            changed = bytearray(content)
+            changed[offset] ^= 0b100
+            path.write_bytes(bytes(changed))
+            with pytest.raises(InputError, match=f"{path.name} was changed"):
+                Bundle.open(bundle)
+        path.write_bytes(content[:-1])
+        with pytest.raises(InputError, match=f"{path.name} has {len(content) - 1} bytes, expected {len(content)}"):
+            Bundle.open(bundle)
+        path.unlink()
+        with pytest.raises(InputError, match=f"{path.name} is missing"):
+            Bundle.open(bundle)
+        path.write_bytes(content)
+    Bundle.open(bundle)
+
+
+def test_a_file_that_does_not_belong_is_refused(bundle: Path):
+    (bundle / "encoder" / "modeling_evil.py").write_text("print()")
+    with pytest.raises(InputError, match=r"modeling_evil\.py is not part of this bundle"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "damaged"),
+        (b"\xff\xfe", "damaged"),
+        (b"[]", "schema 'list'"),
+        (b'{"schema": 99}', "schema 99"),
+        (b'{"schema": 1}', "missing"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line(bundle: Path, content: bytes, message: str):
+    (bundle / "manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        Bundle.open(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_bundle_says_how_to_make_one(tmp_path: Path):
+    with pytest.raises(InputError, match="dexml train"):
+        Bundle.open(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def test_publishing_again_replaces_the_old_bundle_and_leaves_nothing_behind(tiny_bundle: Path, tmp_path: Path):
+    from dexml.bundle import publish
+
+    opened = Bundle.open(tiny_bundle)
+    facts = {key: opened.manifest[key] for key in ("name", "temperature", "index", "rerank", "data", "training")}
+    for factor in (1.0, -1.0):
+        publish(
+            tmp_path / "again",
+            opened.model(),
+            opened.labels,
+            opened.train_counts,
+            factor * opened.embeddings,
+            facts,
+            lambda _: None,
+        )
+    assert torch.equal(Bundle.open(tmp_path / "again").embeddings, -opened.embeddings)
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["dimension"] == 32
