@@ -22,18 +22,22 @@ echo "setup: making $venv for $kind with $("$python" -V)"
 "$python" -m venv --clear "$venv" ||
   { echo "setup: $python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
 pip="$venv/bin/python -m pip --disable-pip-version-check"
+# pip's pages of output as one line that moves; errors still go to standard error.
+counted() { awk '/^ *(Collecting|Processing) / {n++; name=$2; sub(/.*\//, "", name); printf "\r\033[Ksetup: %d packages · %s", n, name; fflush()}
+  /^Installing/ {printf "\r\033[Ksetup: %d packages · unpacking", n; fflush()} END {printf "\r\033[Ksetup: %d packages\n", n}'; }
 
 torch=$(cat requirements/torch.txt)
 if [ "$kind" = gpu ]; then
-  $pip install "$torch"
+  $pip install "$torch" | counted
 else
   # The CPU build, not gigabytes of CUDA: from a wheel folder that pip is configured with, else from PyTorch's own index,
   # and only then whatever the default index has (on macOS and Windows that is a CPU build too).
-  $pip install --quiet --no-index "$torch" --no-deps 2>/dev/null ||
+  echo "setup: $torch, CPU build"
+  $pip install --quiet --no-index --no-deps "$torch" 2>/dev/null ||
     $pip install --retries 0 --timeout 10 --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
-    { echo "setup: no CPU build of $torch was found; taking the default one" >&2; $pip install "$torch"; }
+    { echo "setup: no CPU build of $torch was found; taking the default one" >&2; $pip install "$torch" | counted; }
 fi
-$pip install --require-hashes --no-deps --requirement "requirements/$kind.lock"
+$pip install --require-hashes --no-deps --requirement "requirements/$kind.lock" | counted
 $pip install --quiet --no-deps --editable .
 rm -f "$venv"/installed-*
 echo "$PWD" >"$stamp"
