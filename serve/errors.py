@@ -171,8 +171,6 @@ def from_validation(error: ValidationError) -> Problem:
         pointer = pointer.encode("utf-8", "replace").decode("utf-8")[:256]
         if item["type"] in CODES:
             faults.append(Fault(pointer, item["type"], item["msg"]))
-        elif item["type"] == "string_unicode":
-            faults.append(Fault(pointer, "invalid_text", "must not hold half of a surrogate pair"))
         else:
             faults.append(Fault(pointer, "schema", _in_words(item["type"], item["msg"])))
     return Problem(faults[0].code, faults=faults)

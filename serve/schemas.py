@@ -18,10 +18,18 @@ def limits(info: ValidationInfo) -> Settings:
     return cast("Settings", (info.context or {}).get("settings", DEFAULTS))
 
 
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PydanticCustomError("invalid_text", "must not hold half of a surrogate pair") from None
+
+
 def _text(text: str, info: ValidationInfo) -> str:
     limit = limits(info).max_text_chars
     if "\0" in text:
         raise PydanticCustomError("invalid_text", "must not hold U+0000")
+    _encoded(text)
     if len(text) > limit:
         raise PydanticCustomError(
             "text_too_long", "must have at most {limit} characters, got {got}", {"limit": limit, "got": len(text)}
@@ -36,7 +44,7 @@ def _label_id(name: str) -> str:
         raise PydanticCustomError("empty", "must not be empty")
     if any(unicodedata.category(character) == "Cc" for character in name):
         raise PydanticCustomError("invalid_text", "must not hold control characters")
-    if len(name.encode("utf-8")) > 256:
+    if len(_encoded(name)) > 256:
         raise PydanticCustomError("text_too_long", "must have at most 256 bytes of UTF-8")
     return name
 

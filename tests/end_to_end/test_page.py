@@ -1,0 +1,284 @@
+"""The search page in a real headless Chromium, over real sockets.
+
+`DEXML_SCREENSHOTS=docs/img` makes the tests write page.png, page-dark.png and page-phone.png there; with
+`DEXML_SCREENSHOT_BUNDLE=demo/run` they show that bundle, asked its first example.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
+
+
+@contextlib.contextmanager
+def served(*arguments: str):
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    line = process.stdout.readline()
+    try:
+        yield re.search(r"http://\S+/", line).group()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    with served("tests/serve/stand_in.py", "0") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open pages that may neither log an error nor ask another origin."""
+    contexts = []
+    complaints: list[str] = []
+
+    def open_at(url: str, width: int = 1200, height: int = 900, scheme: str = "light", **more):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **more)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith(url) else complaints.append(request.url))
+        page.goto(url)
+        page.wait_for_selector("#dot.up")
+        return page
+
+    open_at.complaints = complaints
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def ask(page, text: str) -> None:
+    with page.expect_response("**/v1/search") as reply:
+        page.fill("#query", text)
+    assert reply.value.ok
+    page.wait_for_selector(".answer")
+
+
+def test_answers_appear_as_one_types(open_page, stand_in):
+    page = open_page(stand_in)
+    assert page.inner_text("#headline") == "Nothing asked yet."
+    page.keyboard.type("sort an array", delay=20)  # the box has the focus from the start
+    page.wait_for_selector(".answer.first >> text=numpy.sort")
+    assert page.locator(".answer").count() == 5
+    first = page.locator(".answer").first
+    assert first.locator(".text").inner_text() == "Return a sorted copy of an array."
+    assert re.fullmatch(r"0\.\d{3}", first.locator(".score .value").inner_text())
+    assert re.fullmatch(r"\d+(\.\d+)?%", first.locator(".chance .value").inner_text())
+    page.wait_for_timeout(400)  # the bars grow
+    widths = [bar.bounding_box()["width"] for bar in page.locator(".score .fill").all()]
+    assert widths == sorted(widths, reverse=True) and widths[0] > 20
+    stages = page.locator("#stages li").all_inner_texts()
+    assert [stage.split()[0] for stage in stages] == ["queue", "encode", "retrieve", "rescore"]
+    assert all(stage.endswith(" ms") for stage in stages)
+    assert "of 10 labels in" in page.inner_text("#status")
+    assert page.locator("#message").is_hidden()
+
+
+def test_a_trained_bundle_answers_within_100_ms(open_page, tiny_bundle):
+    with served("-m", "dexml", "serve", str(tiny_bundle), "--port", "0") as url:
+        page = open_page(url)
+        ask(page, "how to warm up")
+        totals = []
+        for text in ("how to sort an array", "numbers from a distribution", "frequencies of a signal"):
+            with page.expect_response("**/v1/search") as reply:
+                page.fill("#query", text)
+            totals.append(reply.value.json()["timing_ms"]["total"])
+        assert max(totals) < 100, totals
+        page.goto("about:blank")
+
+
+def test_hostile_label_text_stays_text(open_page, stand_in):
+    page = open_page(stand_in)
+    page.fill("#k", "10")
+    ask(page, "hostile img src onerror")
+    assert page.locator(".answer .name").first.inner_text() == "hostile"
+    assert page.locator(".answer .text").first.inner_text() == '<img src=x onerror="document.title=1">'
+    assert page.locator("main img").count() == 0 and page.title() == "dexml"
+    ask(page, "<script>document.title=2</script>")
+    assert page.title() == "dexml" and page.locator("main script").count() == 0
+
+
+def test_answers_that_come_too_late_are_dropped(open_page, stand_in):
+    from playwright.sync_api import Error
+
+    page = open_page(stand_in)
+    held = []
+
+    def hold(route):
+        if "cluster" in route.request.post_data:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/search", hold)
+    page.fill("#query", "cluster points")
+    page.wait_for_timeout(300)
+    page.fill("#query", "sort an array")
+    page.wait_for_selector("text=numpy.sort")
+    assert len(held) == 1
+    page.unroute("**/v1/search")
+    page.wait_for_timeout(200)
+    assert page.locator(".answer .name").first.inner_text() == "numpy.sort"
+    ask(page, "cluster points again")
+    page.wait_for_selector(".answer.first >> text=sklearn.cluster.KMeans")
+    with contextlib.suppress(Error):  # the page has long cancelled it
+        held[0].abort()
+
+
+def test_the_keyboard_is_enough(open_page, stand_in):
+    page = open_page(stand_in)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "k"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Tab")
+    chip = page.evaluate("document.activeElement.textContent")
+    assert page.locator("#chips button").first.inner_text() == chip
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer:nth-child(6)")
+    assert page.input_value("#query") == chip
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "query"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("text=Nothing asked yet.")
+    assert page.locator(".answer").count() == 0
+
+
+def test_a_link_brings_the_question_back(open_page, stand_in):
+    page = open_page(stand_in)
+    page.fill("#k", "3")
+    ask(page, "sort & order")
+    page.reload()
+    page.wait_for_selector(".answer")
+    assert page.input_value("#query") == "sort & order" and page.locator(".answer").count() == 3
+    assert "?" not in page.url
+
+
+def test_mistakes_and_trouble_are_told_in_words(open_page, stand_in):
+    page = open_page(stand_in)
+    ask(page, "sort an array")
+    page.fill("#k", "0")
+    page.wait_for_selector("text=How many labels?")
+    page.fill("#k", "4")
+    page.wait_for_selector("#message", state="hidden")
+    page.fill("#query", "broken")
+    page.wait_for_selector("text=Something went wrong on our side.")
+    page.route("**/v1/search", lambda route: route.abort())
+    page.fill("#query", "nobody home")
+    page.wait_for_selector("text=The service does not answer.")
+    page.unroute("**/v1/search")
+    ask(page, "sort an array")
+    assert page.locator("#message").is_hidden()
+    expected = [line for line in open_page.complaints if "500" in line or "ERR_FAILED" in line]
+    assert len(expected) == 2
+    for line in expected:
+        open_page.complaints.remove(line)
+
+
+def test_a_phone_scrolls_one_way_only(open_page, stand_in):
+    for width in (320, 375):
+        page = open_page(stand_in, width=width, height=700, is_mobile=True, has_touch=True)
+        page.fill("#k", "10")
+        ask(page, "largest elements of a tensor along a dimension")
+        page.click("summary")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+CONTRAST = r"""() => {
+  const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = (c) => {
+    const [r, g, b] = c.match(/[\d.]+/g).map(Number);
+    return .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b);
+  };
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = getComputedStyle(e).backgroundColor;
+      if (!/, 0\)$|transparent/.test(c)) return c;
+    }
+  };
+  const poor = [];
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility()) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) poor.push(`${e.tagName}.${e.className} ${ratio.toFixed(2)}`);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_the_contrast_of_wcag_aa(open_page, stand_in, scheme: str):
+    page = open_page(stand_in, scheme=scheme)
+    ask(page, "sort an array")
+    page.click("summary")
+    page.fill("#k", "0")
+    page.wait_for_selector("text=How many labels?")
+    assert page.evaluate(CONTRAST) == []
+
+
+@pytest.mark.skipif("DEXML_SCREENSHOTS" not in os.environ, reason="DEXML_SCREENSHOTS names no folder")
+def test_screenshots(open_page, stand_in):
+    folder = Path(os.environ["DEXML_SCREENSHOTS"])
+    folder.mkdir(parents=True, exist_ok=True)
+    bundle = os.environ.get("DEXML_SCREENSHOT_BUNDLE")
+
+    def shoot(url: str) -> None:
+        for name, scheme, width in (("page", "light", 1200), ("page-dark", "dark", 1200), ("page-phone", "light", 390)):
+            page = open_page(url, width=width, height=960, scheme=scheme, device_scale_factor=2 if width < 500 else 1)
+            if page.locator("#chips button").count():
+                page.locator("#chips button").first.click()
+            else:
+                page.fill("#query", "sort an array")
+            page.wait_for_selector(".answer")
+            page.fill("#query", page.input_value("#query") + " ")  # warm now
+            page.wait_for_timeout(700)
+            page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+    if bundle:
+        with served("-m", "dexml", "serve", bundle, "--port", "0") as url:
+            shoot(url)
+    else:
+        shoot(stand_in)

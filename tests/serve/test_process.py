@@ -1,0 +1,130 @@
+"""`dexml serve` as a process: what it refuses in one line, how it starts, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dexml", "serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str], words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and words in result.stderr, result.stderr
+
+
+def test_help_needs_nothing_heavy():
+    code = "import sys; from serve.cli import command; print({'torch', 'flask', 'gunicorn', 'pydantic'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_a_wide_address_needs_insecure(tmp_path):
+    one_line(serve(tmp_path, "--host", "0.0.0.0"), "no keys")
+
+
+def test_a_folder_that_is_no_bundle(tmp_path):
+    one_line(serve(tmp_path / "nothing"), "does not exist")
+
+
+def test_a_bundle_with_a_changed_byte(tiny_bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    file = copy / "embeddings.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(bytes(data))
+    one_line(serve(copy, "--port", "0"), "embeddings.safetensors")
+
+
+def test_a_port_in_use(tiny_bundle):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        one_line(serve(tiny_bundle, "--port", str(taken.getsockname()[1])), "in use")
+
+
+def test_a_model_that_fails_after_the_fork_ends_the_process_with_one_line(stand_in, tmp_path):
+    program = tmp_path / "failing.py"
+    program.write_text(
+        "from dexml.types import InputError\nfrom serve import wsgi\nfrom serve.settings import Settings\n"
+        "def opener():\n    raise InputError('bundle: something inside is odd')\n"
+        "settings = Settings(port=0)\nraise SystemExit(wsgi.run(settings, wsgi.listen(settings), opener))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=30, env=environment)
+    assert result.returncode == 2 and "dexml: bundle: something inside is odd" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_it_says_where_it_listens(real):
+    assert "10 labels" in real.line and real.url in real.line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_ends_with_0(start, number: int):
+    with start(["tests/serve/stand_in.py", "0"]) as server, ThreadPoolExecutor(8) as pool:
+        address = server.address
+        waiting = [pool.submit(server.post, {"queries": [f"slow {300 + i}"], "top_k": i + 1}) for i in range(4)]
+        time.sleep(0.15)
+        begun = time.monotonic()
+        server.process.send_signal(number)
+        assert [future.result().status for future in waiting] == [200] * 4
+        assert server.end() == 0
+        assert time.monotonic() - begun < 10
+        with pytest.raises(OSError):
+            socket.create_connection(address, timeout=1)
+
+
+def test_ctrl_c_reaches_the_whole_group_and_still_drains():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "tests/serve/stand_in.py", "0"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+
+
+def test_new_work_is_refused_with_503_while_draining(start):
+    import http.client
+    import json
+
+    with start(["tests/serve/stand_in.py", "0"]) as server, ThreadPoolExecutor(2) as pool:
+        kept = http.client.HTTPConnection(*server.address, timeout=10)
+        kept.request("GET", "/readyz")
+        assert kept.getresponse().read()
+        slow = pool.submit(server.post, {"queries": ["slow 1500"]})
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+        kept.request("GET", "/readyz")
+        reply = kept.getresponse()
+        assert reply.status == 503 and json.loads(reply.read())["error"]["code"] == "draining"
+        assert reply.headers["Connection"] == "close" and reply.headers["Retry-After"]
+        assert slow.result().status == 200 and server.end() == 0
+
+
+def test_no_control_socket_is_left(real):
+    assert not (Path.home() / ".gunicorn" / "gunicorn.ctl").exists()
