@@ -18,7 +18,9 @@ from gunicorn.http.errors import ParseException
 from serve.errors import Problem
 from serve.settings import Settings
 
-_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def read_json(request: Request, settings: Settings) -> Any:
@@ -77,16 +79,12 @@ def parse(body: bytes, settings: Settings) -> Any:
 
 
 def _check_depth(body: bytes, limit: int) -> None:
-    """Raise if valid JSON nests deeper than `limit`; brackets inside strings do not count."""
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(body):
-        token = match.group()
-        if token in (b"[", b"{"):
-            depth += 1
-            if depth > limit:
-                raise _deep(limit)
-        elif token in (b"]", b"}"):
-            depth -= 1
+    """Raise if valid JSON nests deeper than `limit`: without its strings, each pass over its brackets peels one level."""
+    brackets = _STRING.sub(b"", body).translate(_SQUARE, _NO_BRACKETS)
+    for _ in range(limit):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise _deep(limit)
 
 
 def _deep(limit: int) -> Problem:

@@ -178,7 +178,10 @@ class Worker:
     def _load(self) -> Serving:
         retriever = self._open()
         labels, info = retriever.labels, retriever.describe()
-        found = retriever.search(["warm up"], min(10, len(labels)))
+        kinds: tuple[Normalize, ...] = ("topk", "all")
+        for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now
+            for kind in kinds:
+                found = retriever.search(texts, min(10, len(labels)), normalize=kind)
         model, version = str(info["model"]), str(info.get("index_version", "v000000001"))
         return Serving(retriever, labels, retriever.dimension, info, model, version, found.exact)
 

@@ -46,6 +46,13 @@ def test_what_is_not_plain_json_is_400(server, body: bytes, code: str):
     check(server.post(body), 400, code)
 
 
+@pytest.mark.parametrize(("levels", "code"), [(31, "schema"), (32, "too_deep")])
+def test_the_33rd_level_is_too_deep(server, levels: int, code: str):
+    mixed = b'[{"a":' * (levels // 2) + b"[" * (levels % 2) + b"]" * (levels % 2) + b"}]" * (levels // 2)
+    mixed = mixed.replace(b":}", b":1}")
+    check(server.post(b'{"queries": ' + mixed + b', "x": [[], {}, "]]"]}'), 400 if code == "too_deep" else 422, code)
+
+
 def test_brackets_inside_strings_are_no_nesting(server):
     assert server.post({"queries": ["[" * 100 + '\\" {' * 100]}).status == 200
 
