@@ -107,6 +107,18 @@ class Application(BaseApplication):  # type: ignore[misc]
 class Master(Arbiter):  # type: ignore[misc]
     """Gunicorn's arbiter, for which Ctrl-C is as gentle as SIGTERM (a second one is not)."""
 
+    def setup(self, app: Any) -> None:
+        """Leave the words about a model that could not be loaded to the worker, which has said them."""
+        super().setup(app)
+        self.log.error_log.addFilter(lambda record: record.args is None or self.APP_LOAD_ERROR not in record.args)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """End quietly when the worker has said why."""
+        if exit_status == self.APP_LOAD_ERROR:
+            self.stop()
+            sys.exit(exit_status)
+        super().halt(reason, exit_status)
+
     def handle_int(self) -> None:
         """Drain, as on SIGTERM."""
         self.handle_term()
