@@ -36,7 +36,7 @@ def peers(folder: Path) -> dict[str, dict[str, object]]:
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *WHEELS], check=True)
     with tempfile.TemporaryDirectory() as out:
         script = Path(__file__).parent / "peers" / "linear.py"
-        subprocess.run([str(python), str(script), str(folder), out], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([str(python), str(script), str(folder), out], check=True, capture_output=True)
         seconds = json.loads((Path(out) / "seconds.json").read_text())
         return {name: {"ranked": np.load(Path(out) / f"{name}.npy"), **spent} for name, spent in seconds.items()}
 

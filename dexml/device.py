@@ -34,6 +34,13 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"] = "auto") -> Choice:
     return Choice("cpu", "asked for" if wanted == "cpu" else why)
 
 
+def fast_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 matrices faster than float32 ones (AVX-512 BF16 or AMX)."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
 def faiss_wheel() -> str | None:
     """Return the installed FAISS distribution, or None.
 

@@ -69,8 +69,8 @@ class Run:
             config.tower.options,
             [*self.train.texts, *seen_texts],
         )
-        self.queries = self.model.encoder.encode(self.train.texts)
-        self.label_features = self.model.encoder.encode(seen_texts)
+        self.queries = self.model.encoder.encode_many(self.train.texts)
+        self.label_features = self.model.encoder.encode_many(seen_texts)
         if config.training.free_vectors:
             self.model.tower.free_vectors(len(self.seen))
         self.loss = LOSSES.build(config.loss.name, config.loss.options)

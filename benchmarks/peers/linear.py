@@ -71,9 +71,7 @@ def omikuji(train: sp.csr_matrix, test: sp.csr_matrix, labels: sp.csr_matrix) ->
         start = time.perf_counter()
         model = library.Model.train_on_data(file.name, library.Model.default_hyper_param(), n_threads=THREADS)
         trained = time.perf_counter()
-    queries = [
-        list(zip(test.indices[a:b].tolist(), test.data[a:b].tolist())) for a, b in zip(test.indptr, test.indptr[1:])
-    ]
+    queries = [list(zip(test.indices[a:b].tolist(), test.data[a:b].tolist())) for a, b in zip(test.indptr, test.indptr[1:])]
     start_predict = time.perf_counter()
     rows = [np.array([label for label, _ in model.predict(query, top_k=DEPTH, beam_size=BEAM)]) for query in queries]
     return padded(rows), trained - start, time.perf_counter() - start_predict

@@ -9,6 +9,7 @@ ENCODERS: Table[Encoder] = Table(
     "encoder",
     {
         "bag": "dexml.encoders.bag:BagEncoder",
+        "joint": "dexml.encoders.joint:JointEncoder",
         "transformer": "dexml.encoders.transformer:TransformerEncoder",
     },
 )

@@ -9,6 +9,7 @@ TOWERS: Table[Tower] = Table(
     "tower",
     {
         "tokens": "dexml.towers.tokens:TokenTower",
+        "summed": "dexml.towers.summed:SummedTower",
         "residual": "dexml.towers.residual:ResidualTower",
         "identity": "dexml.towers.identity:IdentityTower",
     },

@@ -25,8 +25,11 @@ class Tower(nn.Module, ABC):
         self.free: nn.Parameter | None = None
 
     @abstractmethod
-    def raw(self, features: Features) -> Tensor:
-        """Return rows (N, D) of length about 1, before any free vector."""
+    def raw(self, features: Features, *, query: bool) -> Tensor:
+        """Return rows (N, D) of length about 1, before any free vector; `query` tells the sides apart.
+
+        While the tower trains, this is the place for dropout on the query side.
+        """
 
     def free_vectors(self, labels: int) -> None:
         """Give each of `labels` training labels a free vector."""
@@ -34,11 +37,11 @@ class Tower(nn.Module, ABC):
 
     def queries(self, features: Features) -> Tensor:
         """Return unit rows (N, D) for queries."""
-        return normalize(self.raw(features), dim=1)
+        return normalize(self.raw(features, query=True), dim=1)
 
     def labels(self, features: Features, *, trained: bool) -> Tensor:
         """Return unit rows (N, D) for labels: all training labels in order (`trained`), or labels without a free vector."""
-        rows = self.raw(features)
+        rows = self.raw(features, query=False)
         if trained and self.free is not None:
             rows = rows + self.free
         return normalize(rows, dim=1)

@@ -21,7 +21,7 @@ class IdentityTower(Tower):
         self.dimension = encoder.width()
         self.free_rate = free_rate
 
-    def raw(self, features: Features) -> Tensor:
+    def raw(self, features: Features, *, query: bool) -> Tensor:
         """Return norm(m) (N, D)."""
         if features.dense is None:
             raise ValueError("the tower 'identity' needs an encoder that gives dense features, such as 'transformer'")

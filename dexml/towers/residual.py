@@ -32,18 +32,14 @@ class ResidualTower(Tower):
         self.matrix = nn.Parameter(torch.zeros(self.dimension, self.dimension))
         self.bias = nn.Parameter(torch.zeros(self.dimension))
 
-    def raw(self, features: Features) -> Tensor:
-        """Return norm(m + A·m + b) (N, D)."""
+    def raw(self, features: Features, *, query: bool) -> Tensor:
+        """Return norm(m + A·m + b) (N, D), with dropout on m for queries in training."""
         dense = features.dense
         if dense is None:
             raise ValueError("the tower 'residual' needs an encoder that gives dense features, such as 'transformer'")
+        if query:
+            dense = dropout(dense, self.dropout, training=self.training)
         return normalize(dense + dense @ self.matrix.T + self.bias, dim=1)
-
-    def queries(self, features: Features) -> Tensor:
-        """Return unit rows (N, D), with dropout on the features while training."""
-        if self.training and features.dense is not None:
-            features = Features(dropout(features.dense, self.dropout))
-        return self.raw(features)
 
     def rate(self, parameter: str) -> float:
         """Return the learning rate of `matrix`, `bias` or `free`."""

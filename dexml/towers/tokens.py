@@ -40,46 +40,61 @@ class TokenTower(Tower):
 
     def start_from(self, encoder: Encoder) -> None:
         """Fill W for a new training."""
-        rows = encoder.initial_rows(self.dimension) if self.start == "distilled" else None
-        with torch.no_grad():
-            if rows is None:
-                self.table.normal_(std=self.dimension**-0.5)
-            else:
-                self.table.copy_(rows)
+        start_table(self.table, encoder, self.start)
 
-    def raw(self, features: Features) -> Tensor:
+    def raw(self, features: Features, *, query: bool) -> Tensor:
         """Return norm(F·W) (N, D); a text without a known feature gives a row of zeros."""
-        return normalize(self._sum(_bag(features)), dim=1)
+        rows = bag_of(features)
+        return table_rows(self.table, drop(rows, self.dropout) if query and self.training else rows)
 
     def forward(self, queries: Features, labels: Features) -> tuple[Tensor, Tensor]:
         """Return unit rows of both sides from one product, so that W gets one dense gradient and not two to be added."""
-        dropped, rest = self._drop(_bag(queries)), _bag(labels)
-        both = Bag(
-            torch.cat([dropped.offsets[:-1], rest.offsets + len(dropped.features)]),
-            torch.cat([dropped.features, rest.features]),
-            torch.cat([dropped.weights, rest.weights]),
-        )
-        rows = normalize(self._sum(both), dim=1)
-        query_rows, label_rows = rows[: len(queries)], rows[len(queries) :]
+        dropped = drop(bag_of(queries), self.dropout) if self.training else bag_of(queries)
+        query_rows, label_rows = table_rows_of_both(self.table, dropped, bag_of(labels))
         return query_rows, label_rows if self.free is None else normalize(label_rows + self.free, dim=1)
 
     def rate(self, parameter: str) -> float:
         """Return the learning rate of `table` or `free`."""
         return self.rates[parameter]
 
-    def _sum(self, bag: Bag) -> Tensor:
-        return embedding_bag(
-            bag.features, self.table, bag.offsets, mode="sum", per_sample_weights=bag.weights, include_last_offset=True
-        )
 
-    def _drop(self, bag: Bag) -> Bag:
-        if not self.training or self.dropout == 0:
-            return bag
-        kept = torch.rand(len(bag.weights), device=bag.weights.device) >= self.dropout
-        return Bag(bag.offsets, bag.features, bag.weights * kept)
+def start_table(table: Tensor, encoder: Encoder, start: str) -> None:
+    """Fill a feature table (features, D) from the encoder's initial rows ("distilled") or at random."""
+    rows = encoder.initial_rows(table.shape[1]) if start == "distilled" else None
+    with torch.no_grad():
+        if rows is None:
+            table.normal_(std=table.shape[1] ** -0.5)
+        else:
+            table.copy_(rows)
 
 
-def _bag(features: Features) -> Bag:
+def bag_of(features: Features) -> Bag:
+    """Return the sparse part. Raises ValueError where there is none."""
     if features.bag is None:
-        raise ValueError("the tower 'tokens' needs an encoder that gives sparse features, such as 'bag'")
+        raise ValueError("this tower needs an encoder that gives sparse features, such as 'bag'")
     return features.bag
+
+
+def table_rows(table: Tensor, bag: Bag) -> Tensor:
+    """Return norm(F·W) (N, D) for a bag F and a table W; an empty row stays 0."""
+    rows = embedding_bag(bag.features, table, bag.offsets, mode="sum", per_sample_weights=bag.weights, include_last_offset=True)
+    return normalize(rows, dim=1)
+
+
+def table_rows_of_both(table: Tensor, queries: Bag, labels: Bag) -> tuple[Tensor, Tensor]:
+    """Return `table_rows` of both sides from one product, so that W gets one dense gradient and not two to be added."""
+    both = Bag(
+        torch.cat([queries.offsets[:-1], labels.offsets + len(queries.features)]),
+        torch.cat([queries.features, labels.features]),
+        torch.cat([queries.weights, labels.weights]),
+    )
+    rows = table_rows(table, both)
+    return rows[: len(queries)], rows[len(queries) :]
+
+
+def drop(bag: Bag, probability: float) -> Bag:
+    """Return the bag with each feature's weight set to 0 with `probability`, the rest not rescaled."""
+    if probability == 0:
+        return bag
+    kept = torch.rand(len(bag.weights), device=bag.weights.device) >= probability
+    return Bag(bag.offsets, bag.features, bag.weights * kept)
