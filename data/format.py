@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-from dexml.types import LabelTable, Split
+from data.lines import text_fault
+from dexml.types import InputError, LabelTable, Split
 
 
 class Format(ABC):
-    """Reads and writes one data set in the folder `root`. Every complaint is an InputError with file, line and value."""
+    """Reads and writes one data set in the folder `root`; complaints are InputErrors with file, line and value."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,3 +37,22 @@ class Format(ABC):
     @abstractmethod
     def write(cls, root: Path, labels: LabelTable, splits: Mapping[str, Split]) -> None:
         """Write a data set into the folder `root`; reading it back gives equal tables and splits."""
+
+
+def check_writable(labels: LabelTable, splits: Mapping[str, Split]) -> None:
+    """Raise InputError unless every text can be read back and every split counts its labels as the table does.
+
+    Weights of positives have no place in these formats: they raise ValueError rather than vanish.
+    """
+    for what, texts in (("labels", labels.texts), *((name, split.texts) for name, split in splits.items())):
+        for row, text in enumerate(texts):
+            if fault := text_fault(text):
+                raise InputError(f"{what}, row {row}: {fault}")
+    for name, split in splits.items():
+        if split.positives.num_labels != len(labels):
+            raise InputError(f"{name}: positives over {split.positives.num_labels} labels, the table has {len(labels)}")
+        if split.positives.weights is not None:
+            raise ValueError(f"{name}: the format keeps no weights of positives")
+
+
+__all__ = ["Format", "check_writable"]

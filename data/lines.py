@@ -1,0 +1,91 @@
+"""Text files as users hold them: strict UTF-8, rows that end at a line feed alone, writes that appear whole or not."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dexml.types import InputError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BOM = b"\xef\xbb\xbf"
+
+
+def excerpt(value: object, width: int = 60) -> str:
+    """Return `value` as Python writes it, on one line, cut to `width` characters for an error message."""
+    shown = repr(value)
+    return shown if len(shown) <= width else f"{shown[: width - 1]}…"
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    r"""Yield the lines of `path` (gzip when it ends in .gz), each without its "\n" or "\r\n".
+
+    Only "\n" ends a line: `str.splitlines` also breaks at \x0b, \x85 and U+2028, which occur inside real texts, and
+    every row after such a break would carry its neighbour's labels. A byte order mark at the start is dropped.
+    Raises InputError for a file that is missing, unreadable or not UTF-8 (line, and byte offset from the file's start).
+    """
+    offset = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    byte, place = raw[error.start], offset + error.start
+                    raise InputError(f"{path}, line {number}: byte {byte:#04x} at offset {place} is not UTF-8") from None
+                if number == 1 and raw.startswith(_BOM):
+                    line = line[1:]
+                offset += len(raw)
+                yield line.removesuffix("\n").removesuffix("\r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: the file does not exist") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: the gzip stream is damaged ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_texts(path: Path) -> tuple[str, ...]:
+    """Return the lines of `path`, one text each. Raises InputError for a blank one, besides `read_lines`' own."""
+    texts: list[str] = []
+    for number, text in enumerate(read_lines(path), 1):
+        if not text.strip():
+            raise InputError(f"{path}, line {number}: the text is empty")
+        texts.append(text)
+    return tuple(texts)
+
+
+def text_fault(text: str) -> str | None:
+    """Return why `text` can be neither encoded nor written, or None: it is blank or holds half a surrogate pair."""
+    if not text.strip():
+        return "the text is empty"
+    if not text.isascii() and _SURROGATE.search(text):
+        return f"the text {excerpt(text)} holds half a surrogate pair"
+    return None
+
+
+@contextmanager
+def staged() -> Iterator[Callable[[Path], Path]]:
+    """Give a temporary sibling for each path; all are renamed into place when the block ends well, or removed when not.
+
+    A reader therefore sees the old file or the new one, never half of one.
+    """
+    moves: dict[Path, Path] = {}
+
+    def sibling(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        moves[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        return moves[path]
+
+    try:
+        yield sibling
+        for path, temporary in moves.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in moves.values():
+            temporary.unlink(missing_ok=True)
