@@ -115,14 +115,14 @@ def _read_positives(path: Path) -> Positives:
     if not path.is_file():
         raise InputError(f"{path}: the file does not exist")
     try:
-        # scipy opens it with allow_pickle=False: an object array is refused, nothing is ever unpickled.
-        matrix: Any = sp.load_npz(path)
-        if matrix.format not in ("csr", "csc", "coo"):
+        # scipy reads it with allow_pickle=False: an object array is refused, nothing is ever unpickled. The file is opened
+        # here because numpy forgets to close one that it opened itself and cannot read.
+        with path.open("rb") as stream:
+            matrix: Any = sp.load_npz(stream)
+        if matrix.format != "csr":
             raise InputError(f"{path}: a sparse matrix in {matrix.format} format; csr is needed")
-        if matrix.format == "csr":
-            _check_range(path, matrix)
-        if matrix.format != "coo":  # whose constructor checks everything
-            matrix.check_format(full_check=True)
+        _check_range(path, matrix)
+        matrix.check_format(full_check=True)
         csr = sp.csr_array(matrix)
     except InputError:
         raise
