@@ -61,7 +61,5 @@ class Kernels(ABC):
         """Return log Σ_{n ∉ P_i} e^{s_in/τ} (B), differentiable in queries (B, D) and labels (L, D)."""
 
     @abstractmethod
-    def topk_threshold(
-        self, queries: Tensor, labels: Tensor, k: int, alpha: float, temperature: float
-    ) -> Tensor:
+    def topk_threshold(self, queries: Tensor, labels: Tensor, k: int, alpha: float, temperature: float) -> Tensor:
         """Return t (B) with Σ_j σ(α(s_ij/τ + t_i)) = k, differentiable in queries (B, D) and labels (L, D)."""

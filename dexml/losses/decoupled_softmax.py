@@ -1,0 +1,53 @@
+"""Decoupled softmax: each positive against the negatives alone (DEXML, ICLR 2024; METHODS §1)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from dexml.losses.base import Pairs, Products, ScoreLoss
+
+
+class DecoupledSoftmax(ScoreLoss):
+    """−(1/B) Σ_i (1/|P_i|) Σ_{p∈P_i} [s_ip − log(e^{s_ip} + Σ_{n∉P_i} e^{s_in})].
+
+    `positives = "one"` is the paper's recipe: one positive of each row, drawn anew at each step, the others masked.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, Gt(0)] = 0.05,
+        products: Products = "auto",
+        positives: Literal["all", "one"] = "all",
+    ) -> None:
+        super().__init__(temperature=temperature, products=products)
+        self.positives = positives
+
+    def value_and_gradient(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient; positives leave the sum before it is taken, never by subtraction."""
+        batch = max(1, len(scores))
+        shares = pairs.shares if self.positives == "all" else _one_of_each_row(pairs, len(scores))
+        of_pairs = scores[pairs.rows, pairs.columns]
+        scores[pairs.rows, pairs.columns] = -torch.inf
+        top = scores.amax(dim=1, keepdim=True).nan_to_num(neginf=0.0) if scores.shape[1] else scores.sum(1, keepdim=True)
+        exponentials = scores.sub_(top).exp_()  # (B, L), 0 at the positives
+        sums = exponentials.sum(dim=1)
+        gaps = top[:, 0][pairs.rows] + sums.log()[pairs.rows] - of_pairs  # log Σ_n e^{s_n} − s_p; −∞ without negatives
+        value = (shares * softplus(gaps)).sum() / batch
+        pulls = shares * torch.sigmoid(gaps) / batch
+        per_row = sums.new_zeros(len(sums)).index_add_(0, pairs.rows, pulls)
+        exponentials *= torch.where(sums > 0, per_row / sums, 0.0)[:, None]
+        exponentials[pairs.rows, pairs.columns] = -pulls
+        return value, exponentials
+
+
+def _one_of_each_row(pairs: Pairs, batch: int) -> Tensor:
+    """Return shares of 1 for one positive per row, drawn uniformly, and 0 for the others."""
+    draws = torch.rand(len(pairs.rows), device=pairs.rows.device)
+    best = draws.new_full((batch,), -1.0).scatter_reduce_(0, pairs.rows, draws, "amax")
+    return (draws == best[pairs.rows]).to(pairs.shares)
