@@ -127,7 +127,7 @@ def test_a_trained_bundle_answers_within_100_ms(open_page, tiny_bundle):
                 page.fill("#query", text)
             totals.append(reply.value.json()["timing_ms"]["total"])
         assert max(totals) < 100, totals
-        page.goto("about:blank")
+        page.context.close()  # its kept-alive connection would hold up the drain
 
 
 def test_hostile_label_text_stays_text(open_page, stand_in):

@@ -39,7 +39,13 @@ class Server:
     def __init__(self, arguments: list[str]):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,  # so that a test can signal the whole group
         )
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+/", line)

@@ -79,34 +79,20 @@ def test_it_says_where_it_listens(real):
     assert "10 labels" in real.line and real.url in real.line
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_ends_with_0(start, number: int):
-    with start(["tests/serve/stand_in.py", "0"]) as server, ThreadPoolExecutor(8) as pool:
+def test_ctrl_c_reaches_the_whole_group_drains_and_ends_with_0(start):
+    with start(["tests/serve/stand_in.py", "0"]) as server, ThreadPoolExecutor(4) as pool:
         address = server.address
-        waiting = [pool.submit(server.post, {"queries": [f"slow {300 + i}"], "top_k": i + 1}) for i in range(4)]
+        waiting = [pool.submit(server.post, {"queries": [f"slow {200 + i}"], "top_k": i + 1}) for i in range(4)]
         time.sleep(0.15)
-        begun = time.monotonic()
-        server.process.send_signal(number)
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
         assert [future.result().status for future in waiting] == [200] * 4
-        assert server.end() == 0
-        assert time.monotonic() - begun < 10
+        assert server.process.wait(10) == 0 and "Traceback" not in server.process.stderr.read()
         with pytest.raises(OSError):
             socket.create_connection(address, timeout=1)
+        assert server.end() == 0
 
 
-def test_ctrl_c_reaches_the_whole_group_and_still_drains():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "tests/serve/stand_in.py", "0"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=15)
-    assert process.returncode == 0 and "Traceback" not in errors, errors
-
-
-def test_new_work_is_refused_with_503_while_draining(start):
+def test_sigterm_answers_what_was_accepted_and_refuses_new_work_with_503(start):
     import http.client
     import json
 
@@ -114,10 +100,10 @@ def test_new_work_is_refused_with_503_while_draining(start):
         kept = http.client.HTTPConnection(*server.address, timeout=10)
         kept.request("GET", "/readyz")
         assert kept.getresponse().read()
-        slow = pool.submit(server.post, {"queries": ["slow 1500"]})
+        slow = pool.submit(server.post, {"queries": ["slow 1000"]})
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.4)
+        time.sleep(0.3)
         kept.request("GET", "/readyz")
         reply = kept.getresponse()
         assert reply.status == 503 and json.loads(reply.read())["error"]["code"] == "draining"
