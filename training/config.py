@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dexml.config import Choice, Section
 from dexml.encoders import ENCODERS
@@ -69,6 +69,17 @@ class Config(Section):
     validation: ValidationSection = Field(default_factory=ValidationSection)
     index: Choice = Choice(name="auto")
     rerank: Choice = Choice(name="softmax")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_names(cls, values: Any) -> Any:
+        """Let a section set an option of the default row without naming the row."""
+        if not isinstance(values, dict):
+            return values
+        for key, field in cls.model_fields.items():
+            if isinstance(field.default, Choice) and isinstance(values.get(key), dict):
+                values = {**values, key: {"name": field.default.name, **values[key]}}
+        return values
 
 
 def check(config: Config) -> None:

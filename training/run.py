@@ -81,7 +81,6 @@ class Run:
         self.steps = epochs * len(self.batches)
         self.step = 0
         self.optimizer = _optimizer(self.model, config)
-        self.schedule = _schedule(self.optimizer, config, self.steps)
         self.interrupt = False
         self._precision: tuple[float, float] | None = None
         self._fingerprint = _fingerprint(config, self.train, self.seen)
@@ -89,6 +88,8 @@ class Run:
     def go(self, report: Callable[[Progress], None]) -> bool:
         """Train to the end and return True, or to an interrupt, leave a checkpoint and return False."""
         start = saved = time.monotonic()
+        if self.step == 0:
+            torch.manual_seed(self.config.seed)  # dropout draws from torch's one generator, whoever used it meanwhile
         while self.step < self.steps:
             for rows in self.batches:
                 loss = self._step(rows)
@@ -135,8 +136,6 @@ class Run:
         self.step = state.facts["step"]
         self.batches.load_state_dict(state.facts["batches"])
         self._precision = tuple(state.facts["precision"]) if state.facts["precision"] else None
-        for _ in range(self.step):
-            self.schedule.step()
 
     @torch.inference_mode()
     def embeddings(self) -> Tensor:
@@ -157,8 +156,10 @@ class Run:
             raise InputError(f"training: the loss of step {self.step + 1} is {value}; lower training.rate_scale")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        factor = rate_factor(self.step, self.steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_rate"] * factor
         self.optimizer.step()
-        self.schedule.step()
         return value
 
     @torch.inference_mode()
@@ -183,7 +184,7 @@ def _optimizer(model: DualEncoder, config: Config) -> torch.optim.AdamW:
     groups = [
         {
             "params": [parameter],
-            "lr": model.tower.rate(name) * scale,
+            "full_rate": model.tower.rate(name) * scale,
             "weight_decay": 0.0 if name in still else config.training.weight_decay,
         }
         for name, parameter in model.tower.named_parameters()
@@ -193,17 +194,16 @@ def _optimizer(model: DualEncoder, config: Config) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, fused=True)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return linear warm-up over the first `warmup` of the steps, then linear decay to `final_rate`."""
+def rate_factor(step: int, steps: int, config: Config) -> float:
+    """Return the share of the full learning rate at `step` of `steps`: linear warm-up, then linear decay to `final_rate`.
+
+    A function of the step alone, so that a resumed run has nothing to restore.
+    """
     warm = max(1, round(config.training.warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
     final = config.training.final_rate
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return final + (1 - final) * max(0.0, (steps - step) / max(1, steps - warm))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return final + (1 - final) * max(0.0, (steps - step) / max(1, steps - warm))
 
 
 def _fingerprint(config: Config, train: Split, seen: Int64Array) -> str:

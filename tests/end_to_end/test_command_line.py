@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from dexml.__main__ import main
+
 DEXML = [sys.executable, "-m", "dexml"]
 
 
@@ -20,15 +22,26 @@ def run(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*DEXML, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
 
 
-def refused(*arguments: str | Path) -> str:
-    """Return the one line that a wrong call leaves behind."""
-    done = run(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("dexml: ")
-    return lines[0]
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    """Call the front door in this process, and return the one line that a wrong call leaves behind."""
+
+    def call(*arguments: str | Path) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        output, errors = capsys.readouterr()
+        assert ended.value.code == 2 and output == ""
+        lines = errors.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("dexml: "), errors
+        return lines[0]
+
+    return call
+
+
+def test_a_wrong_call_of_the_real_process_ends_with_two_and_no_traceback(tmp_path: Path):
+    done = run("search", tmp_path / "nowhere", "text")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"dexml: bundle: the folder {tmp_path / 'nowhere'} does not exist\n"
 
 
 def test_search_evaluate_and_info(tiny_bundle: Path, tmp_path: Path):
@@ -61,7 +74,7 @@ def test_help_of_every_command_needs_nothing_installed_but_click():
     assert done.stdout.count("Usage:") == 7
 
 
-def test_bad_bundles_and_numbers(tiny_bundle: Path, tmp_path: Path):
+def test_bad_bundles_and_numbers(refused, tiny_bundle: Path, tmp_path: Path):
     assert "does not exist" in refused("search", tmp_path / "nowhere", "text")
     assert "k must be at least 1, got 0" in refused("search", tiny_bundle, "text", "-k", "0")
     assert "text is empty" in refused("search", tiny_bundle, "  ")
@@ -89,7 +102,7 @@ def test_bad_bundles_and_numbers(tiny_bundle: Path, tmp_path: Path):
         ("oops", "expected section.key=value"),
     ],
 )
-def test_bad_settings(tiny_config: Path, tmp_path: Path, setting: str, message: str):
+def test_bad_settings(refused, tiny_config: Path, tmp_path: Path, setting: str, message: str):
     arguments = ["train", tiny_config, "--set", f"out={tmp_path}", "--set", setting]
     if "factory" in setting:
         done = run(*arguments, "--set", "index.name=faiss")
@@ -98,7 +111,7 @@ def test_bad_settings(tiny_config: Path, tmp_path: Path, setting: str, message: 
     assert message in refused(*arguments)
 
 
-def test_bad_config_files(tmp_path: Path):
+def test_bad_config_files(refused, tmp_path: Path):
     assert "does not exist" in refused("train", tmp_path / "nothing.toml")
     (tmp_path / "bad.toml").write_text("seed = = 1")
     assert "bad.toml" in refused("train", tmp_path / "bad.toml")
@@ -106,7 +119,7 @@ def test_bad_config_files(tmp_path: Path):
     assert "a value is needed" in refused("train", tmp_path / "short.toml")
 
 
-def test_bad_data(tiny_config: Path, tiny_data: Path, tmp_path: Path):
+def test_bad_data(refused, tiny_config: Path, tiny_data: Path, tmp_path: Path):
     root = Path(shutil.copytree(tiny_data, tmp_path / "data"))
     good = (root / "train.jsonl").read_text()
 

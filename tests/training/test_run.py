@@ -13,7 +13,7 @@ from dexml.config import load
 from dexml.types import Split
 from training import checkpoint
 from training.config import Config, settle
-from training.run import Progress, Run, hold_out
+from training.run import Progress, Run, hold_out, rate_factor
 
 
 def make(config: Path, out: Path, *settings: str) -> tuple[Run, Split]:
@@ -102,3 +102,12 @@ def test_a_label_without_a_training_row_keeps_the_embedding_of_its_text(tiny_con
     assert torch.allclose(run.embeddings()[4], text[0], atol=1e-6)
     trained = run.model.embed_labels([run.labels.texts[5]])
     assert not torch.allclose(run.embeddings()[5], trained[0], atol=1e-4), "a trained label has a free vector"
+
+
+def test_the_learning_rate_warms_up_and_decays_to_its_end(tiny_config: Path):
+    config = load(Config, tiny_config, ["training.warmup=0.1", "training.final_rate=0.02"])
+    factors = [rate_factor(step, 100, config) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1
+    assert factors[-1] == pytest.approx(0.02 + 0.98 / 90)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
