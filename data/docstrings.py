@@ -33,7 +33,8 @@ _GOOGLE_ENTRY = re.compile(r"[*`\w][\w*`, .]*(?:\([^()]*(?:\([^()]*\)[^()]*)*\))
 _MATH = re.compile(r":math:`([^`]*)`|\$([^$]+)\$")
 _ROLE = re.compile(r":(?:[\w+-]+:)*([\w+-]+):`([^`]*)`")
 _ABBREVIATION = re.compile(r"\b(?:[ei]\.[eg]\.|(?:etc|vs|cf|al|Fig|Eq|eq|resp|approx|No|Ref|Sec|[Cc]h|pp?|Vol)\.)")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9`])")
+# The next sentence begins with a capital, a number, or an identifier that is called or dotted, such as torch.zeros.
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?(?:[A-Z0-9`]|[a-z_]\w*[.(]\w))")
 _NAMES = re.compile(r"[~!]?([A-Za-z_][\w.]*)")
 
 

@@ -8,10 +8,10 @@ relatives. The same sentence in a few docstrings is one query with the union of 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from data.callables import PACKAGES, PublicCallable, collect, modules
 from data.docstrings import Docstring, parse
 from data.jsonl import JsonLines
+from data.lines import staged
 from dexml.types import InputError, LabelTable, Positives, Split
 
 RECIPE = 1  # raise it when the same packages give another data set
@@ -30,8 +31,8 @@ UNSEEN = 0.08  # share of the callables that training never sees
 HELD_OUT = 0.08  # share of the sentences of seen callables that go to test
 
 # Sentences taken of each kind; a callable has at most MOST. Descriptions of parameters are many and say little.
-_ROOM = {"extended": 8, "notes": 5, "returns": 2, "examples": 2, "parameters": 5}
-_MOST = 14
+_ROOM = {"extended": 8, "notes": 6, "returns": 2, "examples": 3, "parameters": 8}
+_MOST = 20
 _OWNERS = 5  # a sentence of more callables than this is boilerplate
 _WORDS = range(5, 51)
 _DULL = re.compile(
@@ -39,13 +40,20 @@ _DULL = re.compile(
     r"added in|alias (?:for|of)|this is an alias|note that this function is an alias|please see|as an instance of)",
     re.IGNORECASE,
 )
+# A sentence that breaks off where a formula, a citation or an example followed.
+_CUT = re.compile(r"\b(?:an?|and|are|as|by|for|follows|from|in|is|like|of|or|that|the|this|to|using|via|with)\W*$", re.I)
 _ALIAS = re.compile(r"(?:alias (?:for|of)|this is an alias|see |in-place version|performs the same operation)", re.I)
+_READING = 0.5  # share of the time that importing the packages takes, for the progress bar
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+_ABOUT = (
+    "Sentences of the documentation of the packages below, as installed, with the callables they document. "
+    "Made by `dexml data pydocs`; the texts are under the packages' own licences (all BSD-3-Clause)."
+)
 
 
 @dataclass
 class _Row:
-    """One query: its text as first met, who says it, and whether someone says it in one line of summary."""
+    """One query: its text, the callables whose docstrings say it, its positives, and whether it is someone's summary."""
 
     text: str
     owners: set[int] = field(default_factory=set)
@@ -89,7 +97,7 @@ def build(
 
     Splits: "train"; "test", sentences held out of callables that train knows; "unseen", sentences of callables that occur in
     no positives of train. Missing packages are left out and named under "missing". `progress` is told what is being read
-    and the share that is done; `names` limits the modules, for tests. Raises InputError when no package is there.
+    and the share that is done; `names` limits the modules, for tests. Raises InputError when nothing documented is there.
     """
     basis = record(list(PACKAGES) if packages is None else packages, seed)
     chosen = {package: _modules(package, names) for package in basis["packages"]}
@@ -101,25 +109,33 @@ def build(
     def tell(module: str) -> None:
         nonlocal read
         if progress is not None:
-            progress(module, read / total)
+            progress(module, _READING * read / total)
         read += 1
 
     found = [made for package, those in chosen.items() for made in collect(package, those, tell)]
+    if progress is not None:
+        progress("sorting sentences", _READING)
     labels, splits = assemble(found, seed)
     counts = {"labels": len(labels), **{name: len(split) for name, split in splits.items()}}
     summary = {"about": _ABOUT, **basis, "counts": counts}
-    (folder / RECORD).unlink(missing_ok=True)  # while the files change, nothing vouches for them
+    # First a record that vouches for nothing: a build that is broken off leaves a folder that the next one may take.
+    _write_record(folder, {"about": _ABOUT})
     JsonLines.write(folder, labels, splits)
-    temporary = folder / f".{RECORD}.{os.getpid()}.tmp"
-    temporary.write_text(f"{json.dumps(summary, indent=2)}\n", encoding="utf-8")
-    os.replace(temporary, folder / RECORD)
+    _write_record(folder, summary)
     return summary
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    with staged() as sibling:
+        sibling(folder / RECORD).write_text(f"{json.dumps(record, indent=2)}\n", encoding="utf-8")
 
 
 def assemble(found: Sequence[PublicCallable], seed: int) -> tuple[LabelTable, dict[str, Split]]:
     """Return the labels, sorted by name, and the splits "train", "test" and "unseen" of the given callables."""
     parsed = {made.name: parse(made.doc) for made in found}
     kept = sorted((made for made in found if _speaks(parsed[made.name])), key=lambda made: made.name)
+    if not kept:
+        raise InputError("pydocs: the packages have no docstrings; does Python run with -OO?")
     rows = _rows(kept, parsed)
     labels = LabelTable(
         tuple(made.name for made in kept), tuple(label_text(made.name, parsed[made.name].summary) for made in kept)
@@ -138,7 +154,7 @@ def assemble(found: Sequence[PublicCallable], seed: int) -> tuple[LabelTable, di
         elif draws[place] < HELD_OUT and not row.summary and row.owners <= known:
             sides["test"].append((row.text, row.positives))
         else:
-            known |= row.owners
+            known |= row.owners - unseen
             sides["train"].append((row.text, row.positives - unseen))
     return labels, {name: _split(side, len(labels)) for name, side in sides.items()}
 
@@ -159,8 +175,12 @@ def mask(text: str, name: str) -> str:
     >>> mask("Like numpy.sort, but sort() in place; argsort differs.", "numpy.sort")
     'Like …, but … in place; argsort differs.'
     """
-    own = re.escape(name.rpartition(".")[2])
-    return re.sub(rf"(?:\b[A-Za-z_]\w*\.)*(?<!\w){own}(?!\w)(?:\(\))?", MASK, text, flags=re.IGNORECASE)
+    return _mentions(name.rpartition(".")[2]).sub(MASK, text)
+
+
+@cache
+def _mentions(own: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:\b[A-Za-z_]\w*\.)*(?<!\w){re.escape(own)}(?!\w)(?:\(\))?", re.IGNORECASE)
 
 
 def key(text: str) -> str:
@@ -177,32 +197,42 @@ def _speaks(doc: Docstring) -> bool:
 
 
 def _rows(kept: Sequence[PublicCallable], parsed: dict[str, Docstring]) -> list[_Row]:
-    """Return the queries of all callables, boilerplate removed and equal ones merged, sorted by text."""
+    """Return the queries of all callables, boilerplate removed and equal ones merged, sorted by their words."""
+    said = [[("summary", doc.summary), *doc.sentences] for doc in (parsed[made.name] for made in kept)]
+    merged = _merge([[text for _, text in sentences] for sentences in said], [made.name for made in kept])
     numbers = {path: number for number, made in enumerate(kept) for path in made.paths}
-    table: dict[str, _Row] = {}
-    candidates: list[list[tuple[str, str]]] = []
-    for number, made in enumerate(kept):
-        doc = parsed[made.name]
-        summary = mask(doc.summary, made.name)
-        named = [(kind, mask(text, made.name)) for kind, text in doc.sentences]
-        sentences = [("summary", summary)] if _plain(summary, range(2, 51)) else []
-        sentences += [(kind, text.removesuffix(":")) for kind, text in named if _plain(text, _WORDS)]
-        candidates.append(sentences)
-        for _, text in sentences:
-            table.setdefault(key(text), _Row(text)).owners.add(number)
-    rows: dict[str, _Row] = {}
+    taken: dict[int, _Row] = {}
     for number, made in enumerate(kept):
         related = {number, *_related(made, parsed[made.name], numbers)}
-        for kind, text in _capped([pair for pair in candidates[number] if len(table[key(pair[1])].owners) <= _OWNERS]):
-            row = rows.setdefault(key(text), _Row(table[key(text)].text))
-            row.owners.add(number)
+        known = [(kind, merged[key(text)]) for kind, text in said[number] if key(text) in merged]
+        for kind, row in _capped(known):
             row.positives |= {number} if kind == "summary" else related
             row.summary |= kind == "summary"
-    # An owner whose room was full still is one: the sentence would answer for it just as well.
-    for name, row in rows.items():
-        row.positives |= table[name].owners
-        row.owners |= table[name].owners
-    return [rows[name] for name in sorted(rows)]
+            taken[id(row)] = row
+    for row in taken.values():
+        row.positives |= row.owners  # also one whose room was full: the sentence would answer for it just as well
+    return sorted(taken.values(), key=lambda row: key(row.text))
+
+
+def _merge(said: Sequence[Sequence[str]], names: Sequence[str]) -> dict[str, _Row]:
+    """Return the row of each sentence, by `key` of the sentence as it stands in the docstrings.
+
+    A sentence that several callables share is one row with the names of all of them masked, so that it cannot stand in
+    train under one name and in test under another. Sentences that masking makes equal are one row as well.
+    """
+    owners: dict[str, tuple[str, set[int]]] = {}
+    for number, sentences in enumerate(said):
+        for text in sentences:
+            owners.setdefault(key(text), (text.removesuffix(":"), set()))[1].add(number)
+    rows: dict[str, _Row] = {}
+    found: dict[str, _Row] = {}
+    for raw, (text, those) in owners.items():
+        if len(those) <= _OWNERS:
+            for number in sorted(those):
+                text = mask(text, names[number])
+            found[raw] = rows.setdefault(key(text), _Row(text))
+            found[raw].owners |= those
+    return {raw: row for raw, row in found.items() if len(row.owners) <= _OWNERS}
 
 
 def _plain(text: str, words: range) -> bool:
@@ -214,18 +244,19 @@ def _plain(text: str, words: range) -> bool:
         and letters >= 0.85 * len(text)
         and "http" not in text
         and text.count("=") < 2
-        and (words is not _WORDS or not _DULL.match(text))
+        and (words is not _WORDS or not (_DULL.match(text) or _CUT.search(text)))
     )
 
 
-def _capped(sentences: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return at most MOST of a callable's sentences, prose before parameters, each text once."""
-    chosen: dict[str, tuple[str, str]] = {}
+def _capped(rows: list[tuple[str, _Row]]) -> list[tuple[str, _Row]]:
+    """Return at most MOST of a callable's (kind, row), prose before parameters, each row once."""
+    chosen: dict[int, tuple[str, _Row]] = {}
     for wanted in ("summary", *_ROOM):
         room = _ROOM.get(wanted, 1)
-        for kind, text in sentences:
-            if kind == wanted and room and len(chosen) < _MOST and key(text) not in chosen:
-                chosen[key(text)] = (kind, text)
+        words = range(2, _WORDS.stop) if wanted == "summary" else _WORDS
+        for kind, row in rows:
+            if room and kind == wanted and id(row) not in chosen and len(chosen) < _MOST and _plain(row.text, words):
+                chosen[id(row)] = (kind, row)
                 room -= 1
     return list(chosen.values())
 
@@ -248,9 +279,3 @@ def _related(made: PublicCallable, doc: Docstring, numbers: dict[str, int]) -> s
 def _split(rows: list[tuple[str, set[int]]], num_labels: int) -> Split:
     ordered = sorted(rows)
     return Split(tuple(text for text, _ in ordered), Positives.from_rows([sorted(row) for _, row in ordered], num_labels))
-
-
-_ABOUT = (
-    "Sentences of the documentation of the packages below, as installed, with the callables they document. "
-    "Made by `dexml data pydocs`; the texts are under the packages' own licences (all BSD-3-Clause)."
-)

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once per machine and kept in the user's cache folder under a digest of their inputs."""
+"""Features of a frozen encoder, computed once and kept in the user's cache folder under a digest of their inputs."""
 
 from __future__ import annotations
 

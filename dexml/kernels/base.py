@@ -51,7 +51,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def softmax(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return softmax(scores/τ) over the last axis, float32; equals torch.softmax, without overflow at any finite input.
+        """Return the softmax of scores/τ over the last axis, float32: torch.softmax without overflow at any finite input.
 
         A row of −inf alone gives zeros.
         """

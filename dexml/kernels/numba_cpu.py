@@ -71,7 +71,7 @@ class NumbaKernels(Kernels):
         return TopK(torch.from_numpy(ordered), torch.from_numpy(scores), torch.from_numpy(log_z))
 
     def softmax(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return softmax(scores/τ) over the last axis."""
+        """Return the softmax of scores/τ over the last axis."""
         return ReferenceKernels().softmax(scores, temperature)
 
     def negative_lse(self, queries: Tensor, labels: Tensor, positives: Positives, temperature: float) -> Tensor:

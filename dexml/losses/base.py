@@ -95,7 +95,7 @@ class _OfScores(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
         of_queries, of_labels = ctx.saved_tensors
         return of_queries * scale, of_labels * scale, None, None

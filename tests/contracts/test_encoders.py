@@ -90,5 +90,5 @@ def test_bag_rows_have_length_one_and_the_weights_of_the_formula():
 
 
 def test_a_hub_model_without_a_revision_is_refused():
-    with pytest.raises(InputError, match="needs encoder.revision"):
+    with pytest.raises(InputError, match=r"needs encoder\.revision"):
         ENCODERS.build("transformer", {"model": "sentence-transformers/no-such-model"}).fit([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -110,4 +111,4 @@ def test_the_learning_rate_warms_up_and_decays_to_its_end(tiny_config: Path):
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1
     assert factors[-1] == pytest.approx(0.02 + 0.98 / 90)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
