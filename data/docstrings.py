@@ -216,15 +216,15 @@ def _see_also(lines: list[str]) -> Iterator[str]:
 
 
 def _inline_see_also(lines: list[str]) -> Iterator[str]:
-    """Yield the names in `.. seealso::` blocks and in sentences that begin with "See also", torch's way to say it."""
-    inside = -1
+    """Yield the names in `.. seealso::` blocks and after "See also" in a line of prose, torch's way to say it."""
+    inside = -1  # the indent of the directive or the line that began it
     for line in lines:
-        start = re.match(r"(\s*)(?:\.\. seealso::|See also[ :])", line, re.IGNORECASE)
+        start = re.search(r"\.\. seealso::|\bSee also\b", line, re.IGNORECASE)
         if start:
-            inside = len(start[1])
-        elif not line.strip() or _indent(line) <= inside:
-            inside = inside if not line.strip() and inside >= 0 and not start else -1
+            inside = _indent(line)
+        elif line.strip() and _indent(line) <= inside:
+            inside = -1
         if inside >= 0:
-            for match in _ROLE.finditer(line):
+            for match in _ROLE.finditer(line, start.end() if start else 0):
                 if match[1] in ("func", "class", "meth", "obj") and (name := _NAMES.fullmatch(match[2])):
                     yield name[1]

@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dexml.types import InputError
@@ -73,7 +73,7 @@ def text_fault(text: str) -> str | None:
 def staged() -> Iterator[Callable[[Path], Path]]:
     """Give a temporary sibling for each path; all are renamed into place when the block ends well, or removed when not.
 
-    A reader therefore sees the old file or the new one, never half of one.
+    A reader therefore sees the old file or the new one, never half of one. Raises InputError where writing is impossible.
     """
     moves: dict[Path, Path] = {}
 
@@ -86,6 +86,9 @@ def staged() -> Iterator[Callable[[Path], Path]]:
         yield sibling
         for path, temporary in moves.items():
             os.replace(temporary, path)
+    except OSError as error:  # no room, no permission, a file where a folder should be
+        raise InputError(f"{error.filename or 'the data set'}: cannot be written ({error.strerror or error})") from None
     finally:
         for temporary in moves.values():
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
