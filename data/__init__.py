@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.format import Format
+from dexml.errors import InputError
 from dexml.table import Table
-from dexml.types import InputError
 
 FORMATS: Table[Format] = Table(
     "format",

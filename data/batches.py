@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dexml.types import InputError, Int64Array
+from dexml.errors import InputError
+from dexml.types import Int64Array
 
 
 class Batches:

@@ -27,7 +27,7 @@ def pydocs(folder: Path, seed: int, force: bool) -> None:
     from rich.progress import BarColumn, Progress, TextColumn
 
     from data.pydocs import RECORD, build, up_to_date
-    from dexml.types import InputError
+    from dexml.errors import InputError
 
     made = None if force else up_to_date(folder, seed)
     if made is not None:

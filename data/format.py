@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data.lines import text_fault
-from dexml.types import InputError, LabelTable, Split
+from dexml.errors import InputError
+from dexml.types import LabelTable, Split
 
 
 class Format(ABC):

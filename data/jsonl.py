@@ -15,8 +15,9 @@ import numpy as np
 
 from data.format import Format, check_writable
 from data.lines import excerpt, read_lines, staged, text_fault
+from dexml.errors import InputError
 from dexml.table import unknown
-from dexml.types import InputError, LabelTable, Positives, Split
+from dexml.types import LabelTable, Positives, Split
 
 _LABELS = "labels"
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -22,7 +22,8 @@ from data.callables import PACKAGES, PublicCallable, collect, modules
 from data.docstrings import Docstring, parse
 from data.jsonl import JsonLines
 from data.lines import staged
-from dexml.types import InputError, LabelTable, Positives, Split
+from dexml.errors import InputError
+from dexml.types import LabelTable, Positives, Split
 
 RECIPE = 1  # raise it when the same packages give another data set
 RECORD = "pydocs.json"

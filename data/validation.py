@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from dexml.types import InputError, Int64Array, Positives
+from dexml.errors import InputError
+from dexml.types import Int64Array, Positives
 
 
 def split_by_labels(

@@ -13,8 +13,9 @@ import scipy.sparse as sp
 
 from data.format import Format, check_writable
 from data.lines import excerpt, read_lines, read_texts, staged
+from dexml.errors import InputError
 from dexml.table import unknown
-from dexml.types import InputError, Int64Array, LabelTable, Positives, Split
+from dexml.types import Int64Array, LabelTable, Positives, Split
 
 _STEMS = {"train": "trn", "test": "tst"}
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import click
 
 from dexml import __version__
+from dexml.errors import InputError
 from dexml.table import unknown
-from dexml.types import InputError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),

@@ -25,11 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dexml import __version__
+from dexml import manifest as manifest_of
+from dexml.errors import InputError
 from dexml.model import DualEncoder
-from dexml.types import InputError, Int64Array, LabelTable
-
-SCHEMA = 1
-MANIFEST = "manifest.json"
+from dexml.types import Int64Array, LabelTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +62,7 @@ class Bundle:
 
         Raises InputError that names the file when one is missing, extra, or has a changed byte.
         """
-        root = path if (path / MANIFEST).exists() else path / "bundle"
-        manifest = _read_manifest(root, path)
-        _verify(root, manifest["files"])
+        root, manifest = manifest_of.verify(path)
         ids, texts, counts = [], [], []
         with (root / "labels.jsonl").open(encoding="utf-8", newline="\n") as lines:
             for line in lines:
@@ -112,9 +109,9 @@ def publish(
     files = {}
     for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
         _flush(file)
-        files[file.relative_to(scratch).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+        files[file.relative_to(scratch).as_posix()] = {"size": file.stat().st_size, "sha256": manifest_of.sha256(file)}
     manifest = {
-        "schema": SCHEMA,
+        "schema": manifest_of.SCHEMA,
         "dexml": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "labels": len(labels),
@@ -122,8 +119,8 @@ def publish(
         **facts,
         "files": files,
     }
-    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    _flush(scratch / MANIFEST)
+    (scratch / manifest_of.FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    _flush(scratch / manifest_of.FILE)
     _flush(scratch)
     if root.exists():
         old = root.with_name(f"{root.name}.{os.getpid()}.old")
@@ -133,45 +130,6 @@ def publish(
     else:
         os.rename(scratch, root)
     _flush(root.parent)
-
-
-def _read_manifest(root: Path, asked: Path) -> dict[str, Any]:
-    if not asked.is_dir():
-        raise InputError(f"bundle: the folder {asked} does not exist")
-    try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"bundle: {asked} holds no {MANIFEST}; `dexml train CONFIG.toml` makes a bundle") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{root / MANIFEST}: damaged ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(f"{root / MANIFEST}: schema {found!r} is not the one this dexml reads ({SCHEMA})")
-    missing = {"files", "labels", "dimension", "temperature", "index", "rerank", "name"} - set(manifest)
-    if missing:
-        raise InputError(f"{root / MANIFEST}: damaged, {', '.join(sorted(missing))} missing")
-    return manifest
-
-
-def _verify(root: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Check size and SHA-256 of every file, and that no file is there that the manifest does not know."""
-    present = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {MANIFEST}
-    for name, expected in files.items():
-        if name not in present:
-            raise InputError(f"bundle: {root / name} is missing")
-        size = (root / name).stat().st_size
-        if size != expected["size"]:
-            raise InputError(f"bundle: {root / name} has {size} bytes, expected {expected['size']}")
-        if _sha256(root / name) != expected["sha256"]:
-            raise InputError(f"bundle: {root / name} was changed after it was written (its SHA-256 differs)")
-    extra = sorted(present - set(files))
-    if extra:
-        raise InputError(f"bundle: {root / extra[0]} is not part of this bundle")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

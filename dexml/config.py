@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dexml.errors import InputError
 from dexml.table import explain
-from dexml.types import InputError
 
 M = TypeVar("M", bound=BaseModel)
 

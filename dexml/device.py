@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from dexml.types import InputError
+from dexml.errors import InputError
 
 FAISS_WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
 

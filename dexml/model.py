@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dexml.encoders import ENCODERS, Encoder
+from dexml.errors import InputError
 from dexml.plugin import ALIAS
 from dexml.towers import TOWERS, Tower
-from dexml.types import InputError
 
 FILE = "dexml.json"
 CHUNK = 8192  # texts embedded at a time

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from dexml.types import InputError
+from dexml.errors import InputError
 
 T = TypeVar("T")
 

@@ -15,15 +15,10 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from dexml.errors import InputError
+
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong; the message names the file, line or field and what would be right.
-
-    The command line prints it as one line and exits with 2. Everything else that escapes is a bug of ours.
-    """
 
 
 @dataclass(frozen=True, eq=False)

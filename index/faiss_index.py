@@ -11,7 +11,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from dexml.device import faiss_gpus, import_faiss
-from dexml.types import InputError, TopK
+from dexml.errors import InputError
+from dexml.types import TopK
 from index.base import LabelIndex
 
 FILE = "index.faiss"

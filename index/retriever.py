@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dexml.bundle import Bundle
 from dexml.device import faiss_wheel
+from dexml.errors import InputError
 from dexml.kernels import Prepared, choose
 from dexml.model import DualEncoder
-from dexml.types import InputError, LabelTable, TopK
+from dexml.types import LabelTable, TopK
 from index import INDEXES, LabelIndex
 from index.rerankers import RERANKERS, Reranker
 
@@ -28,14 +29,16 @@ CANDIDATES = 200  # how many candidates an approximate index is asked for at lea
 class Found:
     """Answers for B queries with the normaliser they were asked with.
 
-    `topk.log_z` runs over what `normalizer` names: "topk" the candidates, "all" every label. `seconds` has the keys encode,
-    retrieve and rescore; `tokens` (B) counts what each text holds, `truncated` (B) says whether a part of it was cut.
+    `topk.log_z` runs over what `normalizer` names: "topk" the candidates, of which there are `candidates`, "all" every label.
+    `seconds` has the keys encode, retrieve and rescore; `tokens` (B) counts what each text holds, and `truncated` (B) says
+    whether a part of it was cut.
     """
 
     topk: TopK
     normalizer: Normalize
     temperature: float
     exact: bool
+    candidates: int
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
@@ -165,7 +168,7 @@ class Retriever:
                 log_z = self.kernels.scan(queries, self.prepared, 1, temperature).log_z
             topk = TopK(topk.ids, topk.scores, log_z)
         seconds = {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved}
-        return Found(topk, normalize, temperature, self.index.exact, seconds)
+        return Found(topk, normalize, temperature, self.index.exact, wanted, seconds)
 
 
 def default_index() -> str:

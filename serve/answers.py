@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from index.retriever import CANDIDATES, Found
+from index.retriever import Found
 from serve.errors import Fault, Problem
 from serve.schemas import SearchRequest
 from serve.settings import Settings
@@ -85,21 +85,21 @@ def results_of(request: SearchRequest, found: Found, serving: Serving) -> list[d
                 "returned": len(labels),
                 "truncated": bool(found.truncated[row]) if found.truncated else False,
                 "exact": found.exact,
-                "normalizer": normalizer_of(request, found, row, serving),
+                "normalizer": normalizer_of(found, row, serving),
                 "labels": labels,
             }
         )
     return results
 
 
-def normalizer_of(request: SearchRequest, found: Found, row: int, serving: Serving) -> dict[str, Any]:
+def normalizer_of(found: Found, row: int, serving: Serving) -> dict[str, Any]:
     """Return what the probabilities of one row sum to one over."""
     kind = found.normalizer
     if kind in ("none", "sigmoid") or found.topk.log_z is None:
         return {"kind": kind, "log_z": None, "labels": None}
     count = len(serving.labels)
     if kind == "topk":
-        count = min(count, max(found.topk.ids.shape[1], request.candidates or CANDIDATES))
+        count = min(count, found.candidates)
     return {"kind": kind, "log_z": finite(float(found.topk.log_z[row])), "labels": count}
 
 

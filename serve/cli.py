@@ -24,10 +24,8 @@ def command(
 
     Try it:  curl http://127.0.0.1:8080/v1/search -H 'Content-Type: application/json' -d '{"queries": ["sort an array"]}'
     """
-    from dexml.bundle import Bundle
-    from dexml.types import InputError
-    from serve import wsgi
-    from serve.settings import Settings
+    from dexml.errors import InputError
+    from dexml.manifest import verify
 
     if not __debug__:
         raise InputError("serve: run python without -O; it removes checks that FAISS relies on")
@@ -36,7 +34,10 @@ def command(
             f"--host {host}: everybody who reaches it could ask, and there are no keys yet; "
             "use 127.0.0.1 behind a proxy, or --insecure"
         )
-    Bundle.open(bundle)  # every checksum, before an address is taken; the worker opens it again after the fork
+    verify(bundle)  # before an address is taken; the worker opens the bundle after the fork
+    from serve import wsgi
+    from serve.settings import Settings
+
     settings = Settings(
         bundle=bundle, host=host, port=port, threads=threads, max_inflight=max_inflight, deadline_ms=deadline_ms
     )

@@ -17,7 +17,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import ThreadWorker
 
-from dexml.types import InputError
+from dexml.errors import InputError
 from serve import create_app
 from serve.errors import Problem, body_of
 from serve.settings import Settings

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dexml.types import InputError
+from dexml.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool) -> None:
 
     from data import open_format
     from dexml.config import load
-    from dexml.types import InputError
+    from dexml.errors import InputError
     from training import checkpoint
     from training.config import Config, check, settle
     from training.export import export

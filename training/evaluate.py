@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from dexml import metrics
-from dexml.types import InputError, Int64Array, Positives, Split
+from dexml.errors import InputError
+from dexml.types import Int64Array, Positives, Split
 from index.retriever import Retriever
 
 BATCH = 64  # queries at a time, as the service batches them

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from data.batches import Batches
 from data.validation import split_by_labels
+from dexml.errors import InputError
 from dexml.kernels import choose
 from dexml.losses import LOSSES
 from dexml.metrics import precision_at
 from dexml.model import DualEncoder
-from dexml.types import InputError, Int64Array, LabelTable, Positives, Split
+from dexml.types import Int64Array, LabelTable, Positives, Split
 from training import checkpoint
 from training.config import Config
 

@@ -52,7 +52,10 @@ def pecos(train: sp.csr_matrix, test: sp.csr_matrix, labels: sp.csr_matrix) -> t
     trained = time.perf_counter()
     scores = model.predict(test, beam_size=BEAM, only_topk=DEPTH, threads=THREADS).tocsr()
     done = time.perf_counter()
-    rows = [scores.indices[a:b][np.argsort(-scores.data[a:b], kind="stable")] for a, b in zip(scores.indptr, scores.indptr[1:], strict=False)]
+    rows = [
+        scores.indices[a:b][np.argsort(-scores.data[a:b], kind="stable")]
+        for a, b in zip(scores.indptr, scores.indptr[1:], strict=False)
+    ]
     return padded(rows), trained - start, done - trained
 
 
@@ -71,7 +74,10 @@ def omikuji(train: sp.csr_matrix, test: sp.csr_matrix, labels: sp.csr_matrix) ->
         start = time.perf_counter()
         model = library.Model.train_on_data(file.name, library.Model.default_hyper_param(), n_threads=THREADS)
         trained = time.perf_counter()
-    queries = [list(zip(test.indices[a:b].tolist(), test.data[a:b].tolist(), strict=False)) for a, b in zip(test.indptr, test.indptr[1:], strict=False)]
+    queries = [
+        list(zip(test.indices[a:b].tolist(), test.data[a:b].tolist(), strict=False))
+        for a, b in zip(test.indptr, test.indptr[1:], strict=False)
+    ]
     start_predict = time.perf_counter()
     rows = [np.array([label for label, _ in model.predict(query, top_k=DEPTH, beam_size=BEAM)]) for query in queries]
     return padded(rows), trained - start, time.perf_counter() - start_predict

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dexml.encoders import minilm
 from dexml.encoders.base import Encoder
-from dexml.types import Bag, Features, InputError
+from dexml.errors import InputError
+from dexml.types import Bag, Features
 
 CHUNK = 4096  # texts tokenised at a time, so that memory does not grow with the data set
 FLOOR = 0.1  # the least weight of a feature that stands in every text

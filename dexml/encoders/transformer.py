@@ -17,7 +17,8 @@ from torch import Tensor
 from dexml.device import fast_bfloat16
 from dexml.encoders import feature_cache, minilm
 from dexml.encoders.base import Encoder
-from dexml.types import Features, InputError
+from dexml.errors import InputError
+from dexml.types import Features
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

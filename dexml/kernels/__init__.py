@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dexml.errors import InputError
 from dexml.kernels.base import Kernels, Prepared
 from dexml.table import Table, unknown
-from dexml.types import InputError, Problem
+from dexml.types import Problem
 
 KERNELS: Table[Kernels] = Table(
     "kernel backend",

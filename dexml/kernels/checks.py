@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from dexml.types import InputError, Positives
+from dexml.errors import InputError
+from dexml.types import Positives
 
 COPIES = ("auto", "none", "bfloat16", "int8")
 

@@ -9,7 +9,8 @@ import torch
 
 from dexml.encoders import ENCODERS, Encoder
 from dexml.encoders.minilm import PACKAGE
-from dexml.types import Features, InputError
+from dexml.errors import InputError
+from dexml.types import Features
 
 TEXTS = ["Sorting arrays quickly.", "the fast Fourier transform", "Sorting, sorting and arrays!", "naïve café — ünïcode ☃", "a"]
 

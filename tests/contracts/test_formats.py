@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from data import FORMATS, open_format
+from dexml.errors import InputError
 from dexml.table import option_model
-from dexml.types import InputError, LabelTable, Positives, Split
+from dexml.types import LabelTable, Positives, Split
 
 LABELS = LabelTable(
     tuple(f"skill/{number}" for number in range(10)),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dexml.device import faiss_wheel
-from dexml.types import InputError
+from dexml.errors import InputError
 from index import INDEXES
 
 SETTINGS = [

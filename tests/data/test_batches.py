@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.batches import Batches
-from dexml.types import InputError
+from dexml.errors import InputError
 
 
 @settings(max_examples=80, deadline=None)

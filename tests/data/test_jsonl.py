@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.jsonl import JsonLines
-from dexml.types import InputError, LabelTable, Positives, Split
+from dexml.errors import InputError
+from dexml.types import LabelTable, Positives, Split
 
 LABELS = [
     {"id": "L1", "text": "manage staff"},

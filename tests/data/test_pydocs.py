@@ -17,7 +17,8 @@ from data import callables, open_format, pydocs
 from data.callables import PublicCallable, collect
 from data.cli import command
 from data.jsonl import JsonLines
-from dexml.types import InputError, LabelTable, Split
+from dexml.errors import InputError
+from dexml.types import LabelTable, Split
 
 SOME = ["numpy.linalg", "numpy.fft", "numpy.random", "scipy.fft", "scipy.linalg", "sklearn.linear_model", "torch.linalg"]
 

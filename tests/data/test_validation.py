@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.validation import split_by_labels
-from dexml.types import InputError, Positives
+from dexml.errors import InputError
+from dexml.types import Positives
 
 
 @settings(max_examples=100, deadline=None)

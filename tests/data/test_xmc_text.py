@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.xmc_text import XmcText
-from dexml.types import InputError, LabelTable, Positives, Split
+from dexml.errors import InputError
+from dexml.types import LabelTable, Positives, Split
 
 
 def save(path: Path, **arrays: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dexml.bundle import Bundle
-from dexml.types import InputError
+from dexml.errors import InputError
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dexml.types import Bag, Features, InputError, LabelTable, Positives, Split, TopK
+from dexml.errors import InputError
+from dexml.types import Bag, Features, LabelTable, Positives, Split, TopK
 
 rows_of_labels = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8)
 

@@ -85,6 +85,7 @@ class StandIn:
             found.normalizer,
             found.temperature,
             found.exact,
+            found.candidates,
             found.seconds,
             tuple(len(text.split()) for text in texts),
             tuple(text.startswith("long") for text in texts),
@@ -102,7 +103,7 @@ class StandIn:
         temperature = temperature or self.temperature
         log_z = torch.logsumexp((scores if normalize == "all" else values) / temperature, dim=1)
         seconds = {"retrieve": time.perf_counter() - start, "rescore": 0.0}
-        return Found(TopK(ids[:, :k], values[:, :k], log_z), normalize, temperature, True, seconds)
+        return Found(TopK(ids[:, :k], values[:, :k], log_z), normalize, temperature, True, wanted, seconds)
 
 
 def serve(port: int, max_inflight: int = 256, load_s: float = 0.0) -> int:
