@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.format import Format
 from dexml.errors import InputError
 from dexml.table import Table
+
+if TYPE_CHECKING:
+    from data.format import Format
 
 FORMATS: Table[Format] = Table(
     "format",
@@ -29,4 +32,4 @@ def open_format(root: Path, name: str = "auto") -> Format:
     raise InputError(f"data: {root} holds no data set of a known format ({', '.join(FORMATS)})")
 
 
-__all__ = ["FORMATS", "Format", "open_format"]
+__all__ = ["FORMATS", "open_format"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dexml.table import Table
-from index.base import LabelIndex
+
+if TYPE_CHECKING:
+    from index.base import LabelIndex
 
 INDEXES: Table[LabelIndex] = Table(
     "index",
@@ -13,4 +17,4 @@ INDEXES: Table[LabelIndex] = Table(
     },
 )
 
-__all__ = ["INDEXES", "LabelIndex"]
+__all__ = ["INDEXES"]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from dexml import metrics
 from dexml.errors import InputError
-from dexml.types import Int64Array, Positives, Split
+from dexml.types import Float32Array, Int64Array, Positives, Split
 from index.retriever import Retriever
 
 BATCH = 64  # queries at a time, as the service batches them
@@ -21,10 +20,11 @@ DEPTH = 100  # R@100 is the deepest figure
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures in percent, the answers int64 (N, 100), and what they cost."""
+    """The figures in percent, the answers with their scores (N, 100), and what they cost."""
 
     figures: dict[str, float]
     ranked: Int64Array
+    scores: Float32Array
     seconds: dict[str, float]
     sizes: dict[str, int]
 
@@ -45,15 +45,17 @@ def evaluate(retriever: Retriever, split: Split, propensity: tuple[float, float]
     excluded = split.excluded
     spare = int(np.diff(excluded.indptr).max(initial=0)) if excluded is not None else 0
     ranked = np.full((len(split), DEPTH), -1, dtype=np.int64)
+    scores = np.full((len(split), DEPTH), -np.inf, dtype=np.float32)
     stages: dict[str, float] = {}
     start = time.perf_counter()
     for first in range(0, len(split), BATCH):
         texts = split.texts[first : first + BATCH]
         found = retriever.search(texts, DEPTH + spare)
-        ids = found.topk.ids.numpy()
+        ids, of_ids = found.topk.ids.numpy(), found.topk.scores.numpy()
         if excluded is not None:
-            ids = _without(ids, excluded.take(np.arange(first, first + len(texts))))
+            ids, of_ids = _without(ids, of_ids, excluded.take(np.arange(first, first + len(texts))))
         ranked[first : first + len(texts)] = ids[:, :DEPTH]
+        scores[first : first + len(texts)] = of_ids[:, :DEPTH]
         for stage, spent in found.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + spent
         report(first + len(texts))
@@ -67,12 +69,12 @@ def evaluate(retriever: Retriever, split: Split, propensity: tuple[float, float]
         "bundle_bytes": sum(entry["size"] for entry in bundle.manifest["files"].values()),
     }
     seconds = {"total": total, **stages}
-    return Evaluation(dict(metrics.table(ranked, split.positives, weights)), ranked, seconds, sizes)
+    return Evaluation(dict(metrics.table(ranked, split.positives, weights)), ranked, scores, seconds, sizes)
 
 
-def _without(ids: Int64Array, excluded: Positives) -> Int64Array:
-    """Return each row without its excluded labels, the rest moved up, padded with −1."""
+def _without(ids: Int64Array, scores: Float32Array, excluded: Positives) -> tuple[Int64Array, Float32Array]:
+    """Return each row without its excluded labels, the rest moved up, padded with −1 and −inf."""
     gone = metrics.hits(ids, excluded)
-    order = torch.from_numpy(gone.astype(np.uint8)).argsort(dim=1, stable=True).numpy()
-    kept = np.where(gone, -1, ids)
-    return np.take_along_axis(kept, order, axis=1)
+    order = np.argsort(gone, axis=1, kind="stable")
+    kept, of_kept = np.where(gone, -1, ids), np.where(gone, np.float32(-np.inf), scores)
+    return np.take_along_axis(kept, order, axis=1), np.take_along_axis(of_kept, order, axis=1)

@@ -1,0 +1,225 @@
+"""Vector instructions that numba does not reach by itself, written as LLVM: bfloat16 dot products and a fused exp-and-compare.
+
+Addresses are `array.ctypes.data`. Sixteen lanes (512 bits) is the unit; LLVM splits it where registers are narrower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+LANES = 16
+_I1, _I16, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_VI, _VF = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
+# e^x = 2^n · p(t), t = x − n ln 2: the coefficients of XNNPACK's two-pass softmax (Dukhan and Ablavatski, 2020).
+LOG2E, LN2_HIGH, LN2_LOW = 1.4426950216293335, 0.693147182464599609375, -1.904654323148236017e-9
+EXP = (1.0, 0.99999964237213134765625, 0.49999389052391052, 0.16666504740715027, 0.04188167303800583, 0.00828929059207439)
+
+
+class _BFloat(ir.Type):
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+_VB = ir.VectorType(_BFloat(), 2 * LANES)  # llvmlite knows no bfloat, and compares unknown types by identity
+
+
+@cache
+def has_bfloat16_products() -> bool:
+    """Return whether this CPU has AVX-512 BF16, which `tile` and `rows_product` are made of."""
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("avx512bf16")) and bool(features.get("avx512f"))
+
+
+def _splat(builder: Any, value: Any, vector: Any) -> Any:
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
+    mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+
+
+def _load(builder: Any, address: Any, kind: Any, align: int = 4) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
+
+
+def _store(builder: Any, value: Any, address: Any, align: int = 4) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+
+def _number(value: int) -> Any:
+    return ir.Constant(_I64, value)
+
+
+def _same(value: float, vector: Any = _VF) -> Any:
+    return ir.Constant(vector, [value] * LANES)
+
+
+def _function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    return builder.module.declare_intrinsic(name, fnty=ir.FunctionType(result, arguments))
+
+
+def _loop(builder: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+    """Emit `for i in range(count)` over loop-carried values and return their last values."""
+    before = builder.block
+    head, inside, after = (builder.append_basic_block(part) for part in ("head", "inside", "after"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(_I64)
+    values = [builder.phi(value.type) for value in carried]
+    builder.cbranch(builder.icmp_signed("<", index, count), inside, after)
+    builder.position_at_end(inside)
+    following = body(index, values)
+    index.add_incoming(_number(0), before)
+    index.add_incoming(builder.add(index, _number(1)), builder.block)
+    for phi, first, later in zip(values, carried, following, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return values
+
+
+def _bfloat16_dot(builder: Any) -> Callable[[Any, Any, Any], Any]:
+    function = _function(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _VF, _VF, _VB, _VB)
+    return lambda sums, left, right: builder.call(function, [sums, builder.bitcast(left, _VB), builder.bitcast(right, _VB)])
+
+
+def _tile(labels: int, groups: int) -> Any:
+    """Return the micro-kernel that multiplies `labels` rows with 16·`groups` packed queries, lanes running over queries."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def tile(_context: Any, rows: Any, stride: Any, packed: Any, pairs: Any, out: Any) -> Any:
+        def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+            rows, stride, packed, pairs, out = given
+            dot = _bfloat16_dot(builder)
+
+            def step(i: Any, sums: list[Any]) -> list[Any]:
+                base = builder.add(packed, builder.mul(i, _number(64 * groups)))
+                columns = [_load(builder, builder.add(base, _number(64 * g)), _VI) for g in range(groups)]
+                following = list(sums)
+                for r in range(labels):
+                    start = builder.add(rows, builder.mul(stride, _number(r)))
+                    pair = _load(builder, builder.add(start, builder.mul(i, _number(4))), _I32)
+                    spread = _splat(builder, pair, _VI)
+                    for g in range(groups):
+                        following[r * groups + g] = dot(sums[r * groups + g], spread, columns[g])
+                return following
+
+            sums = _loop(builder, pairs, [_same(0.0)] * (labels * groups), step)
+            for n, value in enumerate(sums):
+                _store(builder, value, builder.add(out, _number(64 * n)))
+            return ir.Constant(_I32, 0)
+
+        return types.int32(rows, stride, packed, pairs, out), emit
+
+    return tile
+
+
+def _rows_product(labels: int, queries: int) -> Any:
+    """Return the micro-kernel that multiplies `labels` rows with `queries` rows, lanes running along the dimension."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def rows_product(_context: Any, rows: Any, stride: Any, vectors: Any, pieces: Any, out: Any, step: Any) -> Any:
+        def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+            rows, stride, vectors, pieces, out, out_step = given
+            dot = _bfloat16_dot(builder)
+
+            def step(i: Any, sums: list[Any]) -> list[Any]:
+                offset = builder.mul(i, _number(64))
+                following = list(sums)
+                columns = [
+                    _load(builder, builder.add(builder.add(vectors, builder.mul(stride, _number(q))), offset), _VI)
+                    for q in range(queries)
+                ]
+                for r in range(labels):
+                    row = _load(builder, builder.add(builder.add(rows, builder.mul(stride, _number(r))), offset), _VI)
+                    for q in range(queries):
+                        following[r * queries + q] = dot(sums[r * queries + q], row, columns[q])
+                return following
+
+            sums = _loop(builder, pieces, [_same(0.0)] * (labels * queries), step)
+            add = _function(builder, "llvm.vector.reduce.fadd.v16f32", _F32, _F32, _VF)
+            for q in range(queries):
+                for r in range(labels):
+                    total = builder.call(add, [ir.Constant(_F32, 0.0), sums[r * queries + q]], fastmath=("reassoc",))
+                    place = builder.add(builder.add(out, builder.mul(out_step, _number(q))), _number(4 * r))
+                    _store(builder, total, place)
+            return ir.Constant(_I32, 0)
+
+        return types.int32(rows, stride, vectors, pieces, out, step), emit
+
+    return rows_product
+
+
+tile_of_16, tile_of_32 = _tile(16, 1), _tile(8, 2)
+rows_by_1, rows_by_4 = _rows_product(8, 1), _rows_product(4, 4)
+
+
+def _exp(builder: Any, x: Any) -> Any:
+    """Return e^x of 16 lanes for x ≤ 88, relative error below 3e-7; 0 below −104."""
+    fma = _function(builder, "llvm.fma.v16f32", _VF, _VF, _VF, _VF)
+    rint = _function(builder, "llvm.rint.v16f32", _VF, _VF)
+    larger = _function(builder, "llvm.maxnum.v16f32", _VF, _VF, _VF)
+    x = builder.call(larger, [x, _same(-104.0)])
+    n = builder.call(rint, [builder.fmul(x, _same(LOG2E))])
+    t = builder.call(fma, [n, _same(-LN2_HIGH), x])
+    t = builder.call(fma, [n, _same(-LN2_LOW), t])
+    power = _same(EXP[-1])
+    for coefficient in EXP[-2::-1]:
+        power = builder.call(fma, [power, t, _same(coefficient)])
+    whole = builder.add(builder.fptosi(n, _VI), _same(127, _VI))  # type: ignore[arg-type]
+    whole = builder.select(builder.icmp_signed(">", whole, _same(0, _VI)), whole, _same(0, _VI))
+    return builder.fmul(power, builder.bitcast(builder.shl(whole, _same(23, _VI)), _VF))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def absorb(_context: Any, scores: Any, count: Any, step: Any, scale: Any, shift: Any, bar: Any, total: Any, flags: Any) -> Any:
+    """Over `count` vectors of 16 scores, `step` bytes apart: total += e^{scale·s − shift}, flags[i] = bits of s ≥ bar.
+
+    `shift`, `bar` and `total` point to 16 float32, `flags` to `count` uint16. Returns the union of all flags.
+    """
+
+    def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        scores, count, step, scale, shift, bar, total, flags = given
+        fma = _function(builder, "llvm.fma.v16f32", _VF, _VF, _VF, _VF)
+        scales = _splat(builder, scale, _VF)
+        shifts = builder.fneg(_load(builder, shift, _VF))
+        bars = _load(builder, bar, _VF)
+
+        def body(i: Any, carried: list[Any]) -> list[Any]:
+            sums, union = carried
+            s = _load(builder, builder.add(scores, builder.mul(i, step)), _VF)
+            sums = builder.fadd(sums, _exp(builder, builder.call(fma, [s, scales, shifts])))
+            bits = builder.bitcast(builder.fcmp_ordered(">=", s, bars), _I16)
+            _store(builder, bits, builder.add(flags, builder.mul(i, _number(2))), align=2)
+            return [sums, builder.or_(union, bits)]
+
+        sums, union = _loop(builder, count, [_load(builder, total, _VF), ir.Constant(_I16, 0)], body)
+        _store(builder, sums, total)
+        return builder.zext(union, _I32)
+
+    signature = types.int32(types.int64, types.int64, types.int64, types.float32, *[types.int64] * 4)
+    return signature, emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lane_maximum(_context: Any, scores: Any, count: Any, step: Any, best: Any) -> Any:
+    """Raise the 16 float32 at `best` to the lane-wise maximum over `count` vectors of scores, `step` bytes apart."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        scores, count, step, best = given
+        larger = _function(builder, "llvm.maxnum.v16f32", _VF, _VF, _VF)
+
+        def body(i: Any, carried: list[Any]) -> list[Any]:
+            return [builder.call(larger, [carried[0], _load(builder, builder.add(scores, builder.mul(i, step)), _VF)])]
+
+        (top,) = _loop(builder, count, [_load(builder, best, _VF)], body)
+        _store(builder, top, best)
+        return ir.Constant(_I32, 0)
+
+    return types.int32(types.int64, types.int64, types.int64, types.int64), emit

@@ -1,0 +1,323 @@
+"""One pass over the labels: scores of a block, while in cache, feed a threshold-filtered list of candidates and Σ e^{s/τ}.
+
+Scores come from a bfloat16 copy or from a float32 product; either way each differs from the true score by at most a known
+`error`, so that a label 2·error below the k-th best score of the moment cannot be among the best k. What remains is scored
+again in float64 from the float32 rows: the answer is exact by construction, equal scores in the order of the labels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, prange
+
+from dexml.kernels.instructions import absorb, lane_maximum, rows_by_1, rows_by_4, tile_of_16, tile_of_32
+
+BLOCK = 256  # labels whose scores are in cache at once
+
+
+class State(NamedTuple):
+    """What a pass has seen: P parts of the labels, B rows, C candidates at most."""
+
+    scores: npt.NDArray[np.float32]  # (P, B, C) of the candidates, in the order of the labels
+    ids: npt.NDArray[np.int32]  # (P, B, C)
+    counts: npt.NDArray[np.int64]  # (P, B)
+    bars: npt.NDArray[np.float32]  # (P, B) below which no score can matter
+    top: npt.NDArray[np.float32]  # (P, B) what is taken off the exponents
+    total: npt.NDArray[np.float64]  # (P, B) Σ_j e^{s_j/τ − top}
+    sample: npt.NDArray[np.float64]  # (P, B) the same over the sampled labels alone
+    square: npt.NDArray[np.float64]  # (P, B) Σ e^{2(s_j/τ − top)} over the sampled labels
+
+
+class Call(NamedTuple):
+    """What a pass is asked: rows float32 (B, D), labels float32 (L, D), `error` (B) of a score, every `stride`-th label sampled."""
+
+    rows: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.float32]
+    error: npt.NDArray[np.float32]
+    k: int
+    scale: float
+    stride: int
+    unified: bool  # `top` bounds every s/τ beforehand and need not be raised
+
+
+def new_state(parts: int, batch: int, k: int, top: npt.NDArray[np.float32] | None) -> State:
+    """Return an empty state; `top` (B) is the unified maximum, where there is one."""
+    capacity = max(1024, 4 * k)
+    shape = (parts, batch)
+    return State(
+        np.empty((*shape, capacity), np.float32),
+        np.empty((*shape, capacity), np.int32),
+        np.zeros(shape, np.int64),
+        np.full(shape, -np.inf, np.float32),
+        np.full(shape, -np.inf, np.float32) if top is None else np.repeat(top[None], parts, 0),
+        np.zeros(shape),
+        np.zeros(shape),
+        np.zeros(shape),
+    )
+
+
+@njit(cache=True, fastmath={"contract", "reassoc", "nsz"})
+def exact_score(query: Any, label: Any) -> float:
+    """Return ⟨query, label⟩ in float64."""
+    total = 0.0
+    for d in range(len(query)):
+        total += np.float64(query[d]) * np.float64(label[d])
+    return total
+
+
+@njit(cache=True)
+def _best(exact: Any, k: int) -> Any:
+    """Return the places of the k best, equal ones in the order given."""
+    return np.argsort(-exact, kind="mergesort")[:k]
+
+
+@njit(cache=True)
+def _compact(call: Call, state: State, part: int, row: int) -> None:
+    """Make room: drop what cannot be among the best k; when that is not enough, score the rest exactly and keep k."""
+    scores, ids = state.scores[part, row], state.ids[part, row]
+    count = state.counts[part, row]
+    kth = np.partition(scores[:count], count - call.k)[count - call.k]
+    bar = max(state.bars[part, row], np.float32(kth - 2 * call.error[row]))
+    kept = 0
+    for n in range(count):
+        if scores[n] >= bar:
+            scores[kept], ids[kept] = scores[n], ids[n]
+            kept += 1
+    if 4 * kept > 3 * len(scores):
+        exact = np.empty(kept)
+        for n in range(kept):
+            exact[n] = exact_score(call.rows[row], call.labels[ids[n]])
+        best = _best(exact, call.k)
+        bar = max(bar, np.float32(exact[best[-1]] - call.error[row]))
+        best = np.sort(best)
+        for n in range(call.k):
+            scores[n], ids[n] = scores[best[n]], ids[best[n]]
+        kept = call.k
+    state.counts[part, row], state.bars[part, row] = kept, bar
+
+
+@njit(cache=True)
+def _push(call: Call, state: State, part: int, row: int, score: float, label: int) -> None:
+    if score < state.bars[part, row]:
+        return
+    count = state.counts[part, row]
+    state.scores[part, row, count], state.ids[part, row, count] = score, label
+    state.counts[part, row] = count + 1
+    if count + 1 == state.scores.shape[2]:
+        _compact(call, state, part, row)
+
+
+@njit(cache=True)
+def _raise_top(state: State, part: int, row: int, peak: float) -> None:
+    """Take a larger maximum off the exponents, and rescale what is already summed."""
+    if peak > state.top[part, row]:
+        factor = math.exp(np.float64(state.top[part, row]) - np.float64(np.float32(peak)))
+        state.top[part, row] = peak
+        state.total[part, row] *= factor
+        state.sample[part, row] *= factor
+        state.square[part, row] *= factor * factor
+
+
+@njit(cache=True)
+def take_row(call: Call, state: State, part: int, row: int, scores: Any, first: int, count: int, work: Any, flags: Any) -> None:
+    """Absorb the scores of labels first … first + count of one row; `scores` has room up to the next multiple of 16."""
+    whole = (count + 15) // 16
+    scores[count : 16 * whole] = -np.inf
+    address, here = scores.ctypes.data, work.ctypes.data
+    if not call.unified:
+        work[:16] = -np.inf
+        lane_maximum(address, whole, 64, here)
+        _raise_top(state, part, row, np.max(work[:16]) * call.scale)
+    work[:16], work[16:32], work[32:48] = state.top[part, row], state.bars[part, row], 0
+    if absorb(address, whole, 64, np.float32(call.scale), here, here + 64, here + 128, flags.ctypes.data):
+        for n in range(whole):
+            bits = flags[n]
+            for lane in range(16):
+                if not bits:
+                    break
+                if bits & 1:
+                    _push(call, state, part, row, scores[16 * n + lane], first + 16 * n + lane)
+                bits >>= 1
+    state.total[part, row] += np.sum(work[32:48])
+    if call.stride:
+        top = np.float64(state.top[part, row])
+        for n in range((-first) % call.stride, count, call.stride):
+            mass = math.exp(scores[n] * call.scale - top)
+            state.sample[part, row] += mass
+            state.square[part, row] += mass * mass
+
+
+@njit(cache=True)
+def _take_lanes(
+    call: Call, state: State, part: int, row: int, scores: Any, lane: int, first: int, count: int, work: Any, flags: Any
+) -> None:
+    """Absorb a block of scores (labels, lanes) for the 16 rows from `row` on, whose scores start at `lane`."""
+    step, address, here = 4 * scores.shape[1], scores.ctypes.data + 4 * lane, work.ctypes.data
+    rows = min(16, state.counts.shape[1] - row)
+    if not call.unified:
+        work[:16] = -np.inf
+        lane_maximum(address, count, step, here)
+        for n in range(rows):
+            _raise_top(state, part, row + n, work[n] * call.scale)
+    work[:16], work[16:32], work[32:48] = 0, np.inf, 0
+    for n in range(rows):
+        work[n], work[16 + n] = state.top[part, row + n], state.bars[part, row + n]
+    flag = flags.ctypes.data
+    if absorb(address, count, step, np.float32(call.scale), here, here + 64, here + 128, flag):
+        for n in range(count):
+            bits = flags[n]
+            for r in range(16):
+                if not bits:
+                    break
+                if bits & 1:
+                    _push(call, state, part, row + r, scores[n, lane + r], first + n)
+                bits >>= 1
+    for n in range(rows):
+        state.total[part, row + n] += work[32 + n]
+    start = (-first) % call.stride
+    if start < count:
+        number, address = (count - 1 - start) // call.stride + 1, address + start * step
+        work[32:48] = 0
+        absorb(address, number, call.stride * step, np.float32(call.scale), here, here + 64, here + 128, flag)
+        for n in range(rows):
+            state.sample[part, row + n] += work[32 + n]
+            work[n] *= 2
+        work[32:48] = 0
+        absorb(address, number, call.stride * step, np.float32(2 * call.scale), here, here + 64, here + 128, flag)
+        for n in range(rows):
+            state.square[part, row + n] += work[32 + n]
+
+
+@njit(cache=True, parallel=True)
+def scan_tiles(call: Call, state: State, copy: Any, packed: Any) -> None:
+    """Scan the bfloat16 `copy` (L+, D+) with `packed` (G, D+/2, W, 2) queries, 16 or 32 to a group, lanes running over queries."""
+    parts, batch = state.counts.shape
+    count, pairs, width = len(call.labels), packed.shape[1], packed.shape[2]
+    stride, blocks = 2 * copy.shape[1], (count + BLOCK - 1) // BLOCK
+    for part in prange(parts):
+        scores, work, flags = np.empty((BLOCK, width), np.float32), np.empty(64, np.float32), np.empty(BLOCK, np.uint16)
+        out = scores.ctypes.data
+        for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+            first = BLOCK * block
+            filled = min(BLOCK, count - first)
+            for group in range(len(packed)):
+                queries = packed.ctypes.data + group * pairs * width * 4
+                if width == 32:
+                    for n in range(0, filled, 8):
+                        tile_of_32(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, out + 128 * n)
+                else:
+                    for n in range(0, filled, 16):
+                        tile_of_16(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, out + 64 * n)
+                for lane in range(0, min(width, batch - group * width), 16):
+                    _take_lanes(call, state, part, group * width + lane, scores, lane, first, filled, work, flags)
+
+
+@njit(cache=True, parallel=True)
+def scan_rows(call: Call, state: State, copy: Any, vectors: Any) -> None:
+    """Scan the bfloat16 `copy` (L+, D+) with one or four `vectors` (1 or 4, D+), lanes running along the dimension."""
+    parts, batch = state.counts.shape
+    count, stride = len(call.labels), 2 * copy.shape[1]
+    blocks = (count + 4 * BLOCK - 1) // (4 * BLOCK)
+    for part in prange(parts):
+        scores = np.empty((len(vectors), 4 * BLOCK), np.float32)
+        work, flags = np.empty(64, np.float32), np.empty(BLOCK, np.uint16)
+        out, step, pieces, base = scores.ctypes.data, 16 * BLOCK, stride // 64, vectors.ctypes.data
+        for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+            first = 4 * BLOCK * block
+            filled = min(4 * BLOCK, count - first)
+            start = copy.ctypes.data + first * stride
+            if len(vectors) == 1:
+                for n in range(0, filled, 8):
+                    rows_by_1(start + n * stride, stride, base, pieces, out + 4 * n, step)
+            else:
+                for n in range(0, filled, 4):
+                    rows_by_4(start + n * stride, stride, base, pieces, out + 4 * n, step)
+            for row in range(batch):
+                take_row(call, state, part, row, scores[row], first, filled, work, flags)
+
+
+@njit(cache=True, parallel=True)
+def absorb_product(call: Call, state: State, product: Any, first: int, count: int) -> None:
+    """Absorb float32 scores (B, at least `count` rounded up to 16) of the labels from `first` on."""
+    for row in prange(len(product)):
+        work, flags = np.empty(64, np.float32), np.empty((count + 15) // 16, np.uint16)
+        take_row(call, state, 0, row, product[row], first, count, work, flags)
+
+
+@njit(cache=True)
+def _sum_exp(scores: Any, scale: float, top: float, work: Any, flags: Any) -> float:
+    """Return Σ e^{s·scale − top} over a row, whose length is a multiple of 16."""
+    here, total = work.ctypes.data, 0.0
+    work[:16], work[16:32] = top, np.inf
+    for start in range(0, len(scores), 4096):
+        number = min(4096, len(scores) - start)
+        work[32:48] = 0
+        absorb(
+            scores.ctypes.data + 4 * start, number // 16, 64, np.float32(scale), here, here + 64, here + 128, flags.ctypes.data
+        )
+        total += np.sum(work[32:48])
+    return total
+
+
+@njit(cache=True, parallel=True)
+def finish(call: Call, state: State, sampled: Any, spread: Any, ids: Any, scores: Any, log_z: Any, doubt: Any) -> None:
+    """Merge the parts: exact top-k into `ids` and `scores` (B, k), and `log_z` (B).
+
+    Candidates enter log_z with their exact scores. The rest of the sum is corrected by the ratio of exact to approximate
+    sums over the sampled labels, whose float32 scores are `sampled` (B, S+); `spread` (B) is the standard deviation of the
+    error of s/τ. `doubt` (B) becomes the standard error of log_z, infinite where the sample does not look like the rest.
+    """
+    for row in prange(len(ids)):
+        parts = len(state.counts)
+        count = np.sum(state.counts[:, row])
+        found, near = np.empty(count, np.int64), np.empty(count, np.float32)
+        n = 0
+        for part in range(parts):
+            filled = state.counts[part, row]
+            found[n : n + filled] = state.ids[part, row, :filled]
+            near[n : n + filled] = state.scores[part, row, :filled]
+            n += filled
+        if count > call.k:
+            kth = np.partition(near, count - call.k)[count - call.k]
+            kept = near >= np.float32(kth - 2 * call.error[row])
+            found, near = found[kept], near[kept]
+        exact = np.empty(len(found))
+        for n in range(len(found)):
+            exact[n] = exact_score(call.rows[row], call.labels[found[n]])
+        best = _best(exact, call.k)
+        for n in range(len(best)):
+            ids[row, n], scores[row, n] = found[best[n]], exact[best[n]]
+        top = np.float64(np.max(state.top[:, row]))
+        if len(best):
+            top = max(top, exact[best[0]] * call.scale) if not call.unified else top
+        total, sample, square = 0.0, 0.0, 0.0
+        for part in range(parts):
+            factor = math.exp(np.float64(state.top[part, row]) - top)
+            total += state.total[part, row] * factor
+            sample += state.sample[part, row] * factor
+            square += state.square[part, row] * factor * factor
+        of_candidates, whole = 0.0, total
+        for n in range(len(found)):
+            of_candidates += math.exp(exact[n] * call.scale - top)
+            mass = math.exp(near[n] * call.scale - top)
+            total -= mass
+            if call.stride and found[n] % call.stride == 0:
+                sample -= mass
+                square -= mass * mass
+                sampled[row, found[n] // call.stride] = -np.inf
+        doubt[row] = 0.0
+        total = max(total, 0.0)
+        if call.stride and total > 1e-3 * whole:
+            work, flags = np.empty(64, np.float32), np.empty(256, np.uint16)
+            share = sample * call.stride / total
+            if sample > 0 and 0.5 < share < 2:
+                part_of_rest = total / (total + of_candidates)
+                doubt[row] = spread[row] * math.sqrt(max(square, 0.0)) / sample * part_of_rest
+                total *= _sum_exp(sampled[row], call.scale, top, work, flags) / sample
+            else:
+                doubt[row] = np.inf
+        log_z[row] = top + math.log(of_candidates + total) if of_candidates + total > 0 else -np.inf
