@@ -18,7 +18,8 @@ from dexml.errors import InputError
 from dexml.kernels import Prepared, choose
 from dexml.model import DualEncoder
 from dexml.types import LabelTable, TopK
-from index import INDEXES, LabelIndex
+from index import INDEXES
+from index.base import LabelIndex
 from index.rerankers import RERANKERS, Reranker
 
 Normalize = Literal["none", "topk", "all", "sigmoid"]

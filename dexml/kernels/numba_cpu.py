@@ -1,27 +1,52 @@
-"""Fused loops on the CPU: block products by torch, top-k and log-sum-exp while a block of scores is in cache, by numba."""
+"""The CPU backend: fused loops that numba compiles, over block products by torch or by AVX-512 BF16 instructions."""
 
 from __future__ import annotations
 
+import logging
 import threading
-from typing import Any
+from dataclasses import dataclass
 
+import numba
 import numpy as np
+import numpy.typing as npt
 import torch
-from numba import njit, prange
 from torch import Tensor
 
+from dexml.errors import InputError
+from dexml.kernels import numba_rescore, numba_scan
 from dexml.kernels.base import Kernels, Prepared
 from dexml.kernels.checks import check_ids, check_k, check_labels, check_queries
+from dexml.kernels.instructions import LANES, has_bfloat16_products
 from dexml.kernels.reference import ReferenceKernels
 from dexml.types import Positives, Problem, TopK
 
-BLOCK = 1 << 18  # scores of a block (1 MiB as float32): half of the second-level cache of two cores
+log = logging.getLogger(__name__)
+
+SLAB = 256  # queries that share one pass
+SAMPLE = 8192  # labels, at least, that correct the log-partition of an approximate pass
+SMALL = 2 * SAMPLE  # labels below which a copy does not pay
+TOLERANCE = 1e-4 / 4  # of the standard error of log_z, a quarter of what is promised
+ROWS_UP_TO = 4  # queries for which a matrix-vector loop is fastest (docs/adr/0004)
+PRODUCT = 1 << 20  # scores of a float32 block
 # Numba's default threading layer aborts the process when two Python threads enter it at once.
 _one_at_a_time = threading.Lock()
 
 
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A bfloat16 copy of the labels: `rows` uint16 (L+, D+), zero-padded, and what the rounding cost."""
+
+    rows: npt.NDArray[np.uint16]
+    worst: float  # the largest ‖y − ỹ‖
+    mean_square: float  # of ‖y − ỹ‖
+    longest: float  # the largest ‖y‖
+
+
 class NumbaKernels(Kernels):
-    """Exact scans and rescoring in float32; the differentiable operations are those of the reference."""
+    """Exact scans and rescoring on the CPU; the differentiable operations are those of the reference."""
+
+    def __init__(self) -> None:
+        self.rescanned = 0  # rows whose log-partition an approximate pass left in doubt, over all scans so far
 
     @classmethod
     def unsupported(cls, problem: Problem) -> str | None:
@@ -33,31 +58,37 @@ class NumbaKernels(Kernels):
         return "has no gradients" if problem.needs_grad else None
 
     def prepare(self, labels: Tensor, copy: str = "auto") -> Prepared:
-        """Return the labels as contiguous float32 rows (L, D); scans read them directly."""
+        """Return float32 rows (L, D); "auto" adds a bfloat16 copy where the CPU multiplies it and L is worth it.
+
+        Raises InputError for a copy that this CPU or backend cannot scan.
+        """
         check_labels(labels, copy)
-        return Prepared(labels.detach().float().contiguous(), "none")
+        rows = labels.detach().float().contiguous()
+        if copy == "int8":
+            raise InputError("the numba backend scans no int8 copy; ask for 'bfloat16', 'none' or 'auto'")
+        if copy == "bfloat16" and not has_bfloat16_products():
+            raise InputError("this CPU has no AVX-512 BF16, which scanning a bfloat16 copy takes; ask for 'none' or 'auto'")
+        longest = float(torch.linalg.vector_norm(rows, dim=1).max())
+        if copy == "none" or (copy == "auto" and not (has_bfloat16_products() and len(rows) >= SMALL)):
+            return Prepared(rows, "none", {"longest": longest})
+        return Prepared(rows, "bfloat16", {"longest": longest, "rounded": _round(rows, longest)})
 
     def scan(self, queries: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:
-        """Return the exact top-k (B, k) and log_z (B), block by block; scores never leave the cache."""
+        """Return the exact top-k (B, k) of `queries @ labels.T` and log_z (B), within 1e-4 of float64.
+
+        Scores never leave the cache. Order is that of the float64 scores, equal ones by ascending id.
+        """
         labels = prepared.labels
         check_queries(queries, labels.shape[1], temperature)
         check_k(k)
         rows = queries.detach().float().contiguous()
-        batch, count = len(rows), len(labels)
-        kept = min(k, count)
-        ids = np.full((batch, k), -1, dtype=np.int64)
-        scores = np.full((batch, k), -np.inf, dtype=np.float32)
-        top, total = np.full(batch, -np.inf), np.zeros(batch)
-        step = max(256, BLOCK // max(1, batch))
-        buffer = torch.empty(min(step, count), batch)
-        with _one_at_a_time:
-            for start in range(0, count if batch else 0, step):
-                block = labels[start : start + step]
-                product = torch.mm(block, rows.T, out=buffer[: len(block)])
-                _absorb(product.numpy(), start, kept, 1 / temperature, ids, scores, top, total)
-        with np.errstate(divide="ignore"):
-            log_z = top + np.log(total)
-        return TopK(torch.from_numpy(ids), torch.from_numpy(scores), torch.from_numpy(log_z).float())
+        answers = [self._slab(rows[start : start + SLAB], prepared, k, temperature) for start in range(0, len(rows), SLAB)]
+        if not answers:
+            return TopK(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k), torch.empty(0))
+        if len(answers) == 1:
+            return answers[0]
+        ids, scores, log_z = zip(*((a.ids, a.scores, a.log_z) for a in answers), strict=True)
+        return TopK(torch.cat(ids), torch.cat(scores), torch.cat(log_z))
 
     def rescore(self, queries: Tensor, prepared: Prepared, ids: Tensor, temperature: float) -> TopK:
         """Return candidates `ids` (B, K) by exact score with log_z over them; rows are read in place."""
@@ -65,9 +96,11 @@ class NumbaKernels(Kernels):
         check_queries(queries, labels.shape[1], temperature)
         check_ids(ids, len(queries), len(labels))
         rows = queries.detach().float().contiguous().numpy()
-        ordered, scores, log_z = np.empty_like(ids.numpy()), np.empty(ids.shape, np.float32), np.empty(len(rows), np.float32)
+        given = ids.contiguous().numpy()
+        ordered, scores, log_z = np.empty_like(given), np.empty(given.shape, np.float32), np.empty(len(rows), np.float32)
         with _one_at_a_time:
-            _rescore(rows, labels.numpy(), ids.contiguous().numpy(), 1 / temperature, ordered, scores, log_z)
+            _threads()
+            numba_rescore.rescore(rows, labels.numpy(), given, 1 / temperature, ordered, scores, log_z)
         return TopK(torch.from_numpy(ordered), torch.from_numpy(scores), torch.from_numpy(log_z))
 
     def softmax(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
@@ -82,55 +115,130 @@ class NumbaKernels(Kernels):
         """Return the reference's."""
         return ReferenceKernels().topk_threshold(queries, labels, k, alpha, temperature)
 
-
-@njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"})
-def _absorb(product: Any, first: int, k: int, scale: float, ids: Any, scores: Any, top: Any, total: Any) -> None:
-    """Take a block of scores (labels, B) into each row's heap of the best k and its running (max, Σ exp)."""
-    count, batch = product.shape
-    for row in prange(batch):
-        best = np.float32(-np.inf)
-        for j in range(count):
-            best = max(best, product[j, row])
-        peak = max(top[row], best * scale)
-        mass = 0.0
-        for j in range(count):
-            mass += np.exp(product[j, row] * scale - peak)
-        total[row] = total[row] * np.exp(top[row] - peak) + mass if total[row] > 0 else mass
-        top[row] = peak
-        for j in range(count):
-            score = product[j, row]
-            # Labels come in ascending order, so an equal score never displaces an earlier one.
-            if score > scores[row, k - 1]:
-                place = k - 1
-                while place > 0 and scores[row, place - 1] < score:
-                    scores[row, place], ids[row, place] = scores[row, place - 1], ids[row, place - 1]
-                    place -= 1
-                scores[row, place], ids[row, place] = score, first + j
+    def _slab(self, rows: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:
+        rounded = prepared.private.get("rounded")
+        if rounded is None:
+            answer, _ = _exact_pass(rows, prepared, k, temperature)
+            return answer
+        answer, doubt = _rounded_pass(rows, prepared, rounded, k, temperature)
+        doubtful = torch.from_numpy(np.flatnonzero(~(doubt <= TOLERANCE)))
+        if len(doubtful):
+            self.rescanned += len(doubtful)
+            log.debug("%d of %d rows scanned again in float32 for their log-partition", len(doubtful), len(rows))
+            again, _ = _exact_pass(rows[doubtful], prepared, 1, temperature)
+            assert answer.log_z is not None and again.log_z is not None
+            answer.log_z[doubtful] = again.log_z
+        return answer
 
 
-@njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"})
-def _rescore(queries: Any, labels: Any, ids: Any, scale: float, ordered: Any, scores: Any, log_z: Any) -> None:
-    """Score candidates in place, sort them by (score descending, id ascending), and sum their exponentials."""
-    batch, count = ids.shape
-    width = queries.shape[1]
-    for row in prange(batch):
-        found = np.empty(count, dtype=np.float32)
-        for place in range(count):
-            label = ids[row, place]
-            if label < 0:
-                found[place] = -np.inf
-                continue
-            dot = np.float32(0)
-            for d in range(width):
-                dot += queries[row, d] * labels[label, d]
-            found[place] = dot
-        by_id = np.argsort(ids[row])
-        order = by_id[np.argsort(-found[by_id], kind="mergesort")]
-        peak = found[order[0]] * scale if count else -np.inf
-        mass = 0.0
-        for place in range(count):
-            ordered[row, place] = ids[row, order[place]]
-            scores[row, place] = found[order[place]]
-            if scores[row, place] > -np.inf:
-                mass += np.exp(scores[row, place] * scale - peak)
-        log_z[row] = peak + np.log(mass) if mass > 0 else -np.inf
+def _threads() -> int:
+    """Give numba as many threads as torch uses, and return how many."""
+    count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(count)
+    return int(count)
+
+
+def _round(labels: Tensor, longest: float) -> Rounded:
+    count, width = labels.shape
+    copy = torch.zeros(-(-count // LANES) * LANES, -(-width // 32) * 32, dtype=torch.bfloat16)
+    worst, square = 0.0, 0.0
+    for start in range(0, count, 16384):
+        block = labels[start : start + 16384]
+        copy[start : start + len(block), :width] = block
+        lost = torch.linalg.vector_norm(block - copy[start : start + len(block), :width].float(), dim=1).double()
+        worst, square = max(worst, float(lost.max())), square + float(lost.square().sum())
+    return Rounded(copy.view(torch.int16).numpy().view(np.uint16), worst, square / count, longest)
+
+
+def _call(
+    rows: Tensor, prepared: Prepared, k: int, temperature: float, error: Tensor, stride: int
+) -> tuple[numba_scan.Call, npt.NDArray[np.float32] | None]:
+    """Return what a pass is asked, and the unified maximum (B) where ‖x‖·max‖y‖/τ leaves float32 room on both sides."""
+    bound = (torch.linalg.vector_norm(rows, dim=1) * (prepared.private["longest"] * 1.01 / temperature)).numpy()
+    unified = bool(len(bound) == 0 or bound.max() <= 40)
+    k = min(k, len(prepared))
+    call = numba_scan.Call(
+        rows.numpy(), prepared.labels.numpy(), error.numpy(), k, float(1 / temperature), stride, unified
+    )
+    return call, bound.astype(np.float32) if unified else None
+
+
+def _finish(
+    call: numba_scan.Call, state: numba_scan.State, k: int, sampled: Tensor, spread: Tensor
+) -> tuple[TopK, npt.NDArray[np.float64]]:
+    batch = len(call.rows)
+    ids, scores = np.full((batch, k), -1, np.int64), np.full((batch, k), -np.inf, np.float32)
+    log_z, doubt = np.empty(batch, np.float32), np.empty(batch)
+    numba_scan.finish(call, state, sampled.numpy(), spread.numpy(), ids, scores, log_z, doubt)
+    return TopK(torch.from_numpy(ids), torch.from_numpy(scores), torch.from_numpy(log_z)), doubt
+
+
+def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) -> tuple[TopK, npt.NDArray[np.float64]]:
+    """Scan float32 block products by torch."""
+    labels, batch = prepared.labels, len(rows)
+    width = labels.shape[1]
+    # The rounding of a float32 product of any summation order: D·2^-24 relative to ‖x‖‖y‖, doubled for safety.
+    error = torch.linalg.vector_norm(rows, dim=1) * (prepared.private["longest"] * (width + 8) * 2.0**-23) + 1e-37
+    call, top = _call(rows, prepared, k, temperature, error, 0)
+    state = numba_scan.new_state(1, batch, call.k, top)
+    step = max(1024, PRODUCT // batch // LANES * LANES)
+    buffer = torch.empty(batch * step)
+    with _one_at_a_time:
+        _threads()
+        for start in range(0, len(labels), step):
+            count = min(step, len(labels) - start)
+            room = -(-count // LANES) * LANES
+            product = buffer[: batch * room].view(batch, room)
+            torch.mm(rows, labels[start : start + count].T, out=product[:, :count])
+            numba_scan.absorb_product(call, state, product.numpy(), start, count)
+        return _finish(call, state, k, torch.empty(batch, 0), torch.zeros(batch))
+
+
+def _rounded_pass(
+    rows: Tensor, prepared: Prepared, rounded: Rounded, k: int, temperature: float
+) -> tuple[TopK, npt.NDArray[np.float64]]:
+    """Scan the bfloat16 copy, and a sample of the float32 rows that corrects the log-partition."""
+    labels, (batch, width) = prepared.labels, rows.shape
+    padded = rounded.rows.shape[1]
+    near = rows.bfloat16()
+    lost, norms = torch.linalg.vector_norm(rows - near.float(), dim=1), torch.linalg.vector_norm(rows, dim=1)
+    # ⟨x, y⟩ − ⟨x̃, ỹ⟩ = ⟨x, y − ỹ⟩ + ⟨x − x̃, ỹ⟩, and the rounding of the float32 sums.
+    longest = rounded.longest + rounded.worst
+    error = norms * rounded.worst + lost * longest + norms * longest * (padded + 8) * 2.0**-23
+    error = error * (1 + 1e-5) + 1e-37
+    # The two parts of the error point in directions that have nothing to do with x and y: on average 1/√D of the bound.
+    stride = _prime_from(len(labels) // SAMPLE)
+    spread = torch.sqrt((norms**2 * rounded.mean_square + lost**2 * longest**2) / width) / temperature
+    if stride == 1:
+        spread = torch.zeros(batch)
+    call, top = _call(rows, prepared, k, temperature, error, stride)
+    sample = labels[::stride]
+    sampled = torch.full((batch, -(-len(sample) // LANES) * LANES), -torch.inf)
+    torch.mm(rows, sample.T, out=sampled[:, : len(sample)])
+    with _one_at_a_time:
+        state = numba_scan.new_state(_threads(), batch, call.k, top)
+        if batch <= ROWS_UP_TO:
+            vectors = torch.zeros(1 if batch == 1 else ROWS_UP_TO, padded, dtype=torch.bfloat16)
+            vectors[:batch, :width] = near
+            numba_scan.scan_rows(call, state, rounded.rows, vectors.view(torch.int16).numpy())
+        else:
+            numba_scan.scan_tiles(call, state, rounded.rows, _pack(near, padded, 16 if batch <= 16 else 32))
+        return _finish(call, state, k, sampled, spread)
+
+
+def _pack(near: Tensor, padded: int, lanes: int) -> npt.NDArray[np.int16]:
+    """Return bfloat16 rows (B, D) as (G, D+/2, lanes, 2): consecutive queries in consecutive lanes, zeros beyond B and D."""
+    groups = -(-len(near) // lanes)
+    room = torch.zeros(groups * lanes, padded, dtype=torch.bfloat16)
+    room[: len(near), : near.shape[1]] = near
+    packed = room.view(torch.int16).view(groups, lanes, padded // 2, 2).transpose(1, 2).contiguous()
+    found: npt.NDArray[np.int16] = packed.numpy()
+    return found
+
+
+def _prime_from(number: int) -> int:
+    """Return the smallest prime ≥ `number` (1 for less than 2): a stride that no period of the labels divides."""
+    candidate = max(1, number)
+    while candidate > 1 and any(candidate % d == 0 for d in range(2, int(candidate**0.5) + 1)):
+        candidate += 1
+    return candidate

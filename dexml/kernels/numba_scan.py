@@ -300,7 +300,7 @@ def finish(call: Call, state: State, sampled: Any, spread: Any, ids: Any, scores
             total += state.total[part, row] * factor
             sample += state.sample[part, row] * factor
             square += state.square[part, row] * factor * factor
-        of_candidates, whole = 0.0, total
+        of_candidates, whole, sample_whole = 0.0, total, sample
         for n in range(len(found)):
             of_candidates += math.exp(exact[n] * call.scale - top)
             mass = math.exp(near[n] * call.scale - top)
@@ -316,7 +316,9 @@ def finish(call: Call, state: State, sampled: Any, spread: Any, ids: Any, scores
             share = sample * call.stride / total
             if sample > 0 and 0.5 < share < 2:
                 part_of_rest = total / (total + of_candidates)
-                doubt[row] = spread[row] * math.sqrt(max(square, 0.0)) / sample * part_of_rest
+                # The second term: taking candidates off a float32 sum leaves its rounding behind.
+                noise = spread[row] * math.sqrt(max(square, 0.0)) + 1e-6 * sample_whole
+                doubt[row] = noise / sample * part_of_rest
                 total *= _sum_exp(sampled[row], call.scale, top, work, flags) / sample
             else:
                 doubt[row] = np.inf
