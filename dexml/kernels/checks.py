@@ -10,7 +10,7 @@ from torch import Tensor
 from dexml.errors import InputError
 from dexml.types import Positives
 
-COPIES = ("auto", "none", "bfloat16", "int8")
+COPIES = ("auto", "none", "int16")
 
 
 def check_labels(labels: Tensor, copy: str) -> None:

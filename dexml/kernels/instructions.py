@@ -1,4 +1,4 @@
-"""Vector instructions that numba does not reach by itself, written as LLVM: bfloat16 dot products and a fused exp-and-compare.
+"""Vector instructions that numba does not reach by itself, written as LLVM: int16 dot products and a fused exp-and-compare.
 
 Addresses are `array.ctypes.data`. Sixteen lanes (512 bits) is the unit; LLVM splits it where registers are narrower.
 """
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
-from llvmlite import ir
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
@@ -22,19 +22,10 @@ LOG2E, LN2_HIGH, LN2_LOW = 1.4426950216293335, 0.693147182464599609375, -1.90465
 EXP = (1.0, 0.99999964237213134765625, 0.49999389052391052, 0.16666504740715027, 0.04188167303800583, 0.00828929059207439)
 
 
-class _BFloat(ir.Type):
-    def _to_string(self) -> str:
-        return "bfloat"
-
-
-_VB = ir.VectorType(_BFloat(), 2 * LANES)  # llvmlite knows no bfloat, and compares unknown types by identity
-
-
 @cache
-def has_bfloat16_products() -> bool:
-    """Return whether this CPU has AVX-512 BF16, which `tile` and `rows_product` are made of."""
-    features = llvm.get_host_cpu_features()
-    return bool(features.get("avx512bf16")) and bool(features.get("avx512f"))
+def has_int16_products() -> bool:
+    """Return whether this CPU multiplies and sums pairs of int16 in 512 bits (AVX-512 BW, better with VNNI)."""
+    return bool(llvm.get_host_cpu_features().get("avx512bw"))
 
 
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
@@ -55,7 +46,7 @@ def _number(value: int) -> Any:
     return ir.Constant(_I64, value)
 
 
-def _same(value: float, vector: Any = _VF) -> Any:
+def _same(value: Any, vector: Any = _VF) -> Any:
     return ir.Constant(vector, [value] * LANES)
 
 
@@ -84,19 +75,29 @@ def _loop(builder: Any, count: Any, carried: list[Any], body: Callable[[Any, lis
     return values
 
 
-def _bfloat16_dot(builder: Any) -> Callable[[Any, Any, Any], Any]:
-    function = _function(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _VF, _VF, _VB, _VB)
-    return lambda sums, left, right: builder.call(function, [sums, builder.bitcast(left, _VB), builder.bitcast(right, _VB)])
+def _int16_dot(builder: Any) -> Callable[[Any, Any, Any], Any]:
+    """Return `sums + left · right` over pairs of int16, lane by lane, as int32."""
+    if llvm.get_host_cpu_features().get("avx512vnni"):
+        fused = _function(builder, "llvm.x86.avx512.vpdpwssd.512", _VI, _VI, _VI, _VI)
+        return lambda sums, left, right: builder.call(fused, [sums, left, right])
+    pairs = ir.VectorType(_I16, 2 * LANES)
+    plain = _function(builder, "llvm.x86.avx512.pmaddw.d.512", _VI, pairs, pairs)
+    return lambda sums, left, right: builder.add(
+        sums, builder.call(plain, [builder.bitcast(left, pairs), builder.bitcast(right, pairs)])
+    )
 
 
 def _tile(labels: int, groups: int) -> Any:
-    """Return the micro-kernel that multiplies `labels` rows with 16·`groups` packed queries, lanes running over queries."""
+    """Return the micro-kernel that multiplies `labels` rows with 16·`groups` packed queries, lanes running over queries.
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def tile(_context: Any, rows: Any, stride: Any, packed: Any, pairs: Any, out: Any) -> Any:
+    It writes float32 (labels, 16·groups): the int32 dot products times the `units` (16·groups) of their queries.
+    """
+
+    @intrinsic
+    def tile(_context: Any, rows: Any, stride: Any, packed: Any, pairs: Any, units: Any, out: Any) -> Any:
         def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-            rows, stride, packed, pairs, out = given
-            dot = _bfloat16_dot(builder)
+            rows, stride, packed, pairs, units, out = given
+            dot = _int16_dot(builder)
 
             def step(i: Any, sums: list[Any]) -> list[Any]:
                 base = builder.add(packed, builder.mul(i, _number(64 * groups)))
@@ -110,12 +111,14 @@ def _tile(labels: int, groups: int) -> Any:
                         following[r * groups + g] = dot(sums[r * groups + g], spread, columns[g])
                 return following
 
-            sums = _loop(builder, pairs, [_same(0.0)] * (labels * groups), step)
+            sums = _loop(builder, pairs, [_same(0, _VI)] * (labels * groups), step)
+            scales = [_load(builder, builder.add(units, _number(64 * g)), _VF) for g in range(groups)]
             for n, value in enumerate(sums):
-                _store(builder, value, builder.add(out, _number(64 * n)))
+                scores = builder.fmul(builder.sitofp(value, _VF), scales[n % groups])
+                _store(builder, scores, builder.add(out, _number(64 * n)))
             return ir.Constant(_I32, 0)
 
-        return types.int32(rows, stride, packed, pairs, out), emit
+        return types.int32(rows, stride, packed, pairs, units, out), emit
 
     return tile
 
@@ -123,11 +126,11 @@ def _tile(labels: int, groups: int) -> Any:
 def _rows_product(labels: int, queries: int) -> Any:
     """Return the micro-kernel that multiplies `labels` rows with `queries` rows, lanes running along the dimension."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def rows_product(_context: Any, rows: Any, stride: Any, vectors: Any, pieces: Any, out: Any, step: Any) -> Any:
+    @intrinsic
+    def rows_product(_context: Any, rows: Any, stride: Any, vectors: Any, pieces: Any, units: Any, out: Any, step: Any) -> Any:
         def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-            rows, stride, vectors, pieces, out, out_step = given
-            dot = _bfloat16_dot(builder)
+            rows, stride, vectors, pieces, units, out, out_step = given
+            dot = _int16_dot(builder)
 
             def step(i: Any, sums: list[Any]) -> list[Any]:
                 offset = builder.mul(i, _number(64))
@@ -142,16 +145,18 @@ def _rows_product(labels: int, queries: int) -> Any:
                         following[r * queries + q] = dot(sums[r * queries + q], row, columns[q])
                 return following
 
-            sums = _loop(builder, pieces, [_same(0.0)] * (labels * queries), step)
-            add = _function(builder, "llvm.vector.reduce.fadd.v16f32", _F32, _F32, _VF)
+            sums = _loop(builder, pieces, [_same(0, _VI)] * (labels * queries), step)
+            add = _function(builder, "llvm.vector.reduce.add.v16i32", _I32, _VI)
             for q in range(queries):
+                scale = _load(builder, builder.add(units, _number(4 * q)), _F32)
                 for r in range(labels):
-                    total = builder.call(add, [ir.Constant(_F32, 0.0), sums[r * queries + q]], fastmath=("reassoc",))
+                    total = builder.sitofp(builder.call(add, [sums[r * queries + q]]), _F32)
+                    total = builder.fmul(total, scale)
                     place = builder.add(builder.add(out, builder.mul(out_step, _number(q))), _number(4 * r))
                     _store(builder, total, place)
             return ir.Constant(_I32, 0)
 
-        return types.int32(rows, stride, vectors, pieces, out, step), emit
+        return types.int32(rows, stride, vectors, pieces, units, out, step), emit
 
     return rows_product
 
@@ -172,12 +177,12 @@ def _exp(builder: Any, x: Any) -> Any:
     power = _same(EXP[-1])
     for coefficient in EXP[-2::-1]:
         power = builder.call(fma, [power, t, _same(coefficient)])
-    whole = builder.add(builder.fptosi(n, _VI), _same(127, _VI))  # type: ignore[arg-type]
+    whole = builder.add(builder.fptosi(n, _VI), _same(127, _VI))
     whole = builder.select(builder.icmp_signed(">", whole, _same(0, _VI)), whole, _same(0, _VI))
     return builder.fmul(power, builder.bitcast(builder.shl(whole, _same(23, _VI)), _VF))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def absorb(_context: Any, scores: Any, count: Any, step: Any, scale: Any, shift: Any, bar: Any, total: Any, flags: Any) -> Any:
     """Over `count` vectors of 16 scores, `step` bytes apart: total += e^{scale·s − shift}, flags[i] = bits of s ≥ bar.
 
@@ -207,7 +212,7 @@ def absorb(_context: Any, scores: Any, count: Any, step: Any, scale: Any, shift:
     return signature, emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def lane_maximum(_context: Any, scores: Any, count: Any, step: Any, best: Any) -> Any:
     """Raise the 16 float32 at `best` to the lane-wise maximum over `count` vectors of scores, `step` bytes apart."""
 
@@ -223,3 +228,14 @@ def lane_maximum(_context: Any, scores: Any, count: Any, step: Any, best: Any) -
         return ir.Constant(_I32, 0)
 
     return types.int32(types.int64, types.int64, types.int64, types.int64), emit
+
+
+@intrinsic
+def lowest_bit(_context: Any, bits: Any) -> Any:
+    """Return the number of the lowest bit that is set in `bits`, which is not 0."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        count = _function(builder, "llvm.cttz.i32", _I32, _I32, _I1)
+        return builder.call(count, [given[0], ir.Constant(_I1, 1)])
+
+    return types.int32(types.int32), emit

@@ -1,6 +1,6 @@
 """One pass over the labels: scores of a block, while in cache, feed a threshold-filtered list of candidates and Σ e^{s/τ}.
 
-Scores come from a bfloat16 copy or from a float32 product; either way each differs from the true score by at most a known
+Scores come from an int16 copy or from a float32 product; either way each differs from the true score by at most a known
 `error`, so that a label 2·error below the k-th best score of the moment cannot be among the best k. What remains is scored
 again in float64 from the float32 rows: the answer is exact by construction, equal scores in the order of the labels.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from dexml.kernels.instructions import absorb, lane_maximum, rows_by_1, rows_by_4, tile_of_16, tile_of_32
+from dexml.kernels.instructions import absorb, lane_maximum, lowest_bit, rows_by_1, rows_by_4, tile_of_16, tile_of_32
 
 BLOCK = 256  # labels whose scores are in cache at once
 
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a pass is asked: rows float32 (B, D), labels float32 (L, D), `error` (B) of a score, every `stride`-th label sampled."""
+    """What a pass is asked: rows (B, D) and labels (L, D) float32, `error` (B) of a score, every `stride`-th label sampled."""
 
     rows: npt.NDArray[np.float32]
     labels: npt.NDArray[np.float32]
@@ -44,15 +44,17 @@ class Call(NamedTuple):
     unified: bool  # `top` bounds every s/τ beforehand and need not be raised
 
 
-def new_state(parts: int, batch: int, k: int, top: npt.NDArray[np.float32] | None) -> State:
-    """Return an empty state; `top` (B) is the unified maximum, where there is one."""
-    capacity = max(1024, 4 * k)
+def new_state(
+    parts: int, batch: int, k: int, top: npt.NDArray[np.float32] | None, bars: npt.NDArray[np.float32] | None = None
+) -> State:
+    """Return an empty state; `top` (B) is the unified maximum, where there is one, `bars` (B) what no score may fall below."""
+    capacity = max(512, 4 * k)
     shape = (parts, batch)
     return State(
         np.empty((*shape, capacity), np.float32),
         np.empty((*shape, capacity), np.int32),
         np.zeros(shape, np.int64),
-        np.full(shape, -np.inf, np.float32),
+        np.full(shape, -np.inf, np.float32) if bars is None else np.repeat(bars[None], parts, 0),
         np.full(shape, -np.inf, np.float32) if top is None else np.repeat(top[None], parts, 0),
         np.zeros(shape),
         np.zeros(shape),
@@ -100,15 +102,14 @@ def _compact(call: Call, state: State, part: int, row: int) -> None:
     state.counts[part, row], state.bars[part, row] = kept, bar
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _push(call: Call, state: State, part: int, row: int, score: float, label: int) -> None:
-    if score < state.bars[part, row]:
-        return
-    count = state.counts[part, row]
-    state.scores[part, row, count], state.ids[part, row, count] = score, label
-    state.counts[part, row] = count + 1
-    if count + 1 == state.scores.shape[2]:
-        _compact(call, state, part, row)
+    if score >= state.bars[part, row]:
+        count = state.counts[part, row]
+        state.scores[part, row, count], state.ids[part, row, count] = score, label
+        state.counts[part, row] = count + 1
+        if count + 1 == state.scores.shape[2]:
+            _compact(call, state, part, row)
 
 
 @njit(cache=True)
@@ -135,13 +136,11 @@ def take_row(call: Call, state: State, part: int, row: int, scores: Any, first: 
     work[:16], work[16:32], work[32:48] = state.top[part, row], state.bars[part, row], 0
     if absorb(address, whole, 64, np.float32(call.scale), here, here + 64, here + 128, flags.ctypes.data):
         for n in range(whole):
-            bits = flags[n]
-            for lane in range(16):
-                if not bits:
-                    break
-                if bits & 1:
-                    _push(call, state, part, row, scores[16 * n + lane], first + 16 * n + lane)
-                bits >>= 1
+            bits = np.int32(flags[n])
+            while bits:
+                place = 16 * n + lowest_bit(bits)
+                _push(call, state, part, row, scores[place], first + place)
+                bits &= bits - np.int32(1)
     state.total[part, row] += np.sum(work[32:48])
     if call.stride:
         top = np.float64(state.top[part, row])
@@ -169,13 +168,11 @@ def _take_lanes(
     flag = flags.ctypes.data
     if absorb(address, count, step, np.float32(call.scale), here, here + 64, here + 128, flag):
         for n in range(count):
-            bits = flags[n]
-            for r in range(16):
-                if not bits:
-                    break
-                if bits & 1:
-                    _push(call, state, part, row + r, scores[n, lane + r], first + n)
-                bits >>= 1
+            bits = np.int32(flags[n])
+            while bits:
+                r = lowest_bit(bits)
+                _push(call, state, part, row + r, scores[n, lane + r], first + n)
+                bits &= bits - np.int32(1)
     for n in range(rows):
         state.total[part, row + n] += work[32 + n]
     start = (-first) % call.stride
@@ -193,8 +190,8 @@ def _take_lanes(
 
 
 @njit(cache=True, parallel=True)
-def scan_tiles(call: Call, state: State, copy: Any, packed: Any) -> None:
-    """Scan the bfloat16 `copy` (L+, D+) with `packed` (G, D+/2, W, 2) queries, 16 or 32 to a group, lanes running over queries."""
+def scan_tiles(call: Call, state: State, copy: Any, packed: Any, units: Any) -> None:
+    """Scan the int16 `copy` (L+, D+) with `packed` (G, D+/2, W, 2) queries of `units` (G·W); lanes run over queries."""
     parts, batch = state.counts.shape
     count, pairs, width = len(call.labels), packed.shape[1], packed.shape[2]
     stride, blocks = 2 * copy.shape[1], (count + BLOCK - 1) // BLOCK
@@ -206,19 +203,20 @@ def scan_tiles(call: Call, state: State, copy: Any, packed: Any) -> None:
             filled = min(BLOCK, count - first)
             for group in range(len(packed)):
                 queries = packed.ctypes.data + group * pairs * width * 4
+                unit = units.ctypes.data + group * width * 4
                 if width == 32:
                     for n in range(0, filled, 8):
-                        tile_of_32(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, out + 128 * n)
+                        tile_of_32(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, unit, out + 128 * n)
                 else:
                     for n in range(0, filled, 16):
-                        tile_of_16(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, out + 64 * n)
+                        tile_of_16(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, unit, out + 64 * n)
                 for lane in range(0, min(width, batch - group * width), 16):
                     _take_lanes(call, state, part, group * width + lane, scores, lane, first, filled, work, flags)
 
 
 @njit(cache=True, parallel=True)
-def scan_rows(call: Call, state: State, copy: Any, vectors: Any) -> None:
-    """Scan the bfloat16 `copy` (L+, D+) with one or four `vectors` (1 or 4, D+), lanes running along the dimension."""
+def scan_rows(call: Call, state: State, copy: Any, vectors: Any, units: Any) -> None:
+    """Scan the int16 `copy` (L+, D+) with one or four `vectors` and their `units`, lanes running along the dimension."""
     parts, batch = state.counts.shape
     count, stride = len(call.labels), 2 * copy.shape[1]
     blocks = (count + 4 * BLOCK - 1) // (4 * BLOCK)
@@ -232,10 +230,10 @@ def scan_rows(call: Call, state: State, copy: Any, vectors: Any) -> None:
             start = copy.ctypes.data + first * stride
             if len(vectors) == 1:
                 for n in range(0, filled, 8):
-                    rows_by_1(start + n * stride, stride, base, pieces, out + 4 * n, step)
+                    rows_by_1(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
             else:
                 for n in range(0, filled, 4):
-                    rows_by_4(start + n * stride, stride, base, pieces, out + 4 * n, step)
+                    rows_by_4(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
             for row in range(batch):
                 take_row(call, state, part, row, scores[row], first, filled, work, flags)
 

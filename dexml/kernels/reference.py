@@ -73,24 +73,26 @@ class ReferenceKernels(Kernels):
         check_queries(queries, prepared.labels.shape[1], temperature)
         check_k(k)
         labels = prepared.labels
-        scores = queries.detach().to(labels.dtype) @ labels.T  # (B, L)
+        # In float64 whatever the inputs are: this is what "exact order" means to every other backend.
+        scores = queries.detach().double() @ labels.double().T  # (B, L)
         # A stable sort keeps the lowest label number first among equals.
         ordered, ids = torch.sort(scores, dim=1, descending=True, stable=True)
         missing = max(0, k - len(labels))
         ids = torch.nn.functional.pad(ids[:, :k], (0, missing), value=-1)
-        ordered = torch.nn.functional.pad(ordered[:, :k], (0, missing), value=-math.inf)
-        return TopK(ids, ordered, torch.logsumexp(scores / temperature, 1))
+        ordered = torch.nn.functional.pad(ordered[:, :k], (0, missing), value=-math.inf).to(labels.dtype)
+        return TopK(ids, ordered, torch.logsumexp(scores / temperature, 1).to(labels.dtype))
 
     def rescore(self, queries: Tensor, prepared: Prepared, ids: Tensor, temperature: float) -> TopK:
         """Return `ids` (B, K) sorted by (queries[:, None] * labels[ids]).sum(-1), and log_z (B) over the candidates."""
         check_queries(queries, prepared.labels.shape[1], temperature)
         check_ids(ids, len(queries), len(prepared))
         labels = prepared.labels
-        scores = (queries.detach().to(labels.dtype)[:, None] * labels[ids.clamp(min=0)]).sum(-1)  # (B, K)
+        scores = (queries.detach().double()[:, None] * labels[ids.clamp(min=0)].double()).sum(-1)  # (B, K)
         scores = scores.masked_fill(ids < 0, -math.inf)
         ids, order = torch.sort(ids, dim=1, stable=True)
         scores, places = torch.sort(scores.gather(1, order), dim=1, descending=True, stable=True)
-        return TopK(ids.gather(1, places), scores, torch.logsumexp(scores / temperature, 1))
+        log_z = torch.logsumexp(scores / temperature, 1)
+        return TopK(ids.gather(1, places), scores.to(labels.dtype), log_z.to(labels.dtype))
 
     def softmax(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
         """Return torch.softmax(scores/τ, -1), and zeros for a row that is −∞ throughout."""
