@@ -31,7 +31,7 @@ LOSSES: dict[str, list[str]] = {
     "softmax": ["loss.name=softmax"],
     "binary cross-entropy": ["loss.name=bce"],
 }
-TEMPERATURES = (0.025, 0.04, 0.06, 0.1)
+TEMPERATURES = (0.03, 0.05, 0.08, 0.12, 0.2)
 
 
 def config(folder: Path, settings: list[str], seed: int) -> Config:

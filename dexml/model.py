@@ -91,6 +91,7 @@ class DualEncoder:
             if isinstance(self.tower, ResidualTower):
                 self.encoder.append_linear(*self.tower.merged())
                 tower_name, tower_options = "identity", {}
+            self.encoder.end_with_unit_rows()
         self.encoder.save(folder)
         if not standard:
             state = {name: value.contiguous() for name, value in self.tower.state_dict().items() if name != "free"}

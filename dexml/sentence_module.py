@@ -10,6 +10,7 @@ from sentence_transformers.base.modules.input_module import InputModule
 from torch import Tensor
 
 from dexml.model import DualEncoder
+from dexml.plugin import ALIAS
 from dexml.types import Bag, Features
 
 
@@ -27,13 +28,16 @@ class DualEncoderModule(InputModule):
         """Return the features of N texts as tensors that sentence-transformers may move to a device."""
         texts = [f"{prompt}{text}" for text in inputs] if prompt else list(inputs)
         features = self.model.encoder.encode(texts)
-        assert features.bag is not None
-        return {"offsets": features.bag.offsets, "features": features.bag.features, "weights": features.bag.weights}
+        tensors: dict[str, Tensor | Any] = {} if features.dense is None else {"dense": features.dense}
+        if features.bag is not None:
+            bag = features.bag
+            tensors |= {"offsets": bag.offsets, "features": bag.features, "weights": bag.weights}
+        return tensors
 
     def forward(self, features: dict[str, Tensor | Any], **kwargs: Any) -> dict[str, Tensor | Any]:
         """Return the features with their unit rows."""
-        bag = Bag(features["offsets"], features["features"], features["weights"])
-        features["sentence_embedding"] = self.tower.queries(Features(bag=bag))
+        bag = Bag(features["offsets"], features["features"], features["weights"]) if "offsets" in features else None
+        features["sentence_embedding"] = self.tower.queries(Features(features.get("dense"), bag))
         return features
 
     def get_embedding_dimension(self) -> int:
@@ -55,3 +59,7 @@ class DualEncoderModule(InputModule):
     ) -> DualEncoderModule:
         """Read a local folder."""
         return cls(DualEncoder.load(Path(model_name_or_path) / subfolder))
+
+
+# sentence-transformers writes a module's class into the folders it saves: under the name by which it may open it again.
+DualEncoderModule.__module__ = ALIAS

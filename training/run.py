@@ -192,7 +192,8 @@ def _optimizer(model: DualEncoder, config: Config) -> torch.optim.AdamW:
     ]
     if not groups:
         raise InputError(f"tower {config.tower.name!r} has nothing to train; set training.free_vectors = true")
-    return torch.optim.AdamW(groups, fused=True)
+    # The binary cross-entropy is a mean over B·L pairs: its gradients are near Adam's usual ε of 1e-8, which would stop them.
+    return torch.optim.AdamW(groups, fused=True, eps=1e-12)
 
 
 def rate_factor(step: int, steps: int, config: Config) -> float:

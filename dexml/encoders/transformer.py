@@ -115,16 +115,22 @@ class TransformerEncoder(Encoder):
         self.model_name = str(folder)
         self._model = None
 
+    def end_with_unit_rows(self) -> None:
+        """Add a Normalize layer unless the model ends with one."""
+        from sentence_transformers.sentence_transformer.modules import Normalize
+
+        if not isinstance(self.model[-1], Normalize):
+            self.model.append(Normalize())
+
     def append_linear(self, weight: Tensor, bias: Tensor) -> None:
-        """Add `weight` (D, D) and `bias` (D) as a Dense layer and a Normalize layer: a standard model, merged and done."""
-        from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+        """Add `weight` (D, D) and `bias` (D) as a Dense layer: a standard model, merged and done."""
+        from sentence_transformers.sentence_transformer.modules import Dense
 
         layer = Dense(in_features=weight.shape[1], out_features=weight.shape[0], activation_function=torch.nn.Identity())
         with torch.no_grad():
             layer.linear.weight.copy_(weight)
             layer.linear.bias.copy_(bias)
         self.model.append(layer)
-        self.model.append(Normalize())
 
     def _open(self) -> SentenceTransformer:
         name = str(minilm.locate()) if self.model_name == "minilm" else self.model_name
