@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from dexml.kernels import numba_losses
+from dexml.kernels.numba_losses import Slab
 from dexml.losses.base import Pairs, ScoreLoss
 
 
@@ -20,3 +22,7 @@ class BinaryCrossEntropy(ScoreLoss):
         gradient = scores.sigmoid_().mul_(labelled / count)
         gradient[pairs.rows, pairs.columns] -= 1 / count
         return value, gradient
+
+    def fused(self, slab: Slab) -> None:
+        """Do the same over a slab of rows."""
+        numba_losses.binary_cross_entropy(slab)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from annotated_types import Gt
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from dexml.kernels import numba_losses
+from dexml.kernels.numba_losses import Slab
 from dexml.losses.base import Pairs, Products, ScoreLoss
+from dexml.types import Positives
 
 
 class DecoupledSoftmax(ScoreLoss):
@@ -31,7 +36,7 @@ class DecoupledSoftmax(ScoreLoss):
     def value_and_gradient(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return the loss and its gradient; positives leave the sum before it is taken, never by subtraction."""
         batch = max(1, len(scores))
-        shares = pairs.shares if self.positives == "all" else _one_of_each_row(pairs, len(scores))
+        shares = pairs.shares
         of_pairs = scores[pairs.rows, pairs.columns]
         scores[pairs.rows, pairs.columns] = -torch.inf
         top = scores.amax(dim=1, keepdim=True).nan_to_num(neginf=0.0) if scores.shape[1] else scores.sum(1, keepdim=True)
@@ -45,9 +50,16 @@ class DecoupledSoftmax(ScoreLoss):
         exponentials[pairs.rows, pairs.columns] = -pulls
         return value, exponentials
 
+    def fused(self, slab: Slab) -> None:
+        """Do the same over a slab of rows."""
+        numba_losses.decoupled_softmax(slab)
 
-def _one_of_each_row(pairs: Pairs, batch: int) -> Tensor:
-    """Return shares of 1 for one positive per row, drawn uniformly, and 0 for the others."""
-    draws = torch.rand(len(pairs.rows), device=pairs.rows.device)
-    best = draws.new_full((batch,), -1.0).scatter_reduce_(0, pairs.rows, draws, "amax")
-    return (draws == best[pairs.rows]).to(pairs.shares)
+    def shares(self, positives: Positives) -> npt.NDArray[np.float64]:
+        """Return 1/|P| of each positive, or 1 for one positive per row, drawn uniformly by torch's generator, and 0 else."""
+        if self.positives == "all" or len(positives.indices) == 0:
+            return super().shares(positives)
+        counts = np.diff(positives.indptr)
+        drawn = (torch.rand(len(positives), dtype=torch.float64).numpy() * counts).astype(np.int64)
+        shares = np.zeros(len(positives.indices))
+        shares[(positives.indptr[:-1] + drawn)[counts > 0]] = 1
+        return shares

@@ -9,6 +9,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from dexml.kernels import numba_losses
+from dexml.kernels.numba_losses import Slab
 from dexml.kernels.reference import threshold
 from dexml.losses.base import Pairs, Products, ScoreLoss
 
@@ -52,3 +54,10 @@ class SoftTopK(ScoreLoss):
         gradient = slopes.mul_(torch.where(totals > 0, -pulled / totals, 0.0)[:, None])
         gradient[pairs.rows, pairs.columns] += pulls
         return value, gradient
+
+    def fused(self, slab: Slab) -> None:
+        """Do the same over a slab of rows."""
+        if self.k >= slab.width:
+            slab.scores[:] = 0
+        else:
+            numba_losses.soft_topk(slab, self.k, self.alpha)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dexml.kernels import numba_losses
+from dexml.kernels.numba_losses import Slab
 from dexml.losses.base import Pairs, ScoreLoss
 
 
@@ -21,3 +23,7 @@ class Softmax(ScoreLoss):
         gradient = scores.sub_(totals[:, None]).exp_().mul_((counts / batch)[:, None])
         gradient[pairs.rows, pairs.columns] -= 1 / batch
         return value, gradient
+
+    def fused(self, slab: Slab) -> None:
+        """Do the same over a slab of rows."""
+        numba_losses.softmax(slab)
