@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dexml.kernels.numba_losses import Slab
 
-SLAB_BYTES = 36 << 20  # of scores
+SLAB_BYTES = 33 << 20  # of scores
 LABELS = 8192  # a block
 ROWS_AT_LEAST = 8  # however many labels there are
 # Numba's default threading layer aborts the process when two Python threads enter it at once.
@@ -43,7 +43,7 @@ def value_and_gradients(
     buffer = torch.empty(rows, room, dtype=kind)
     scaled = queries / temperature
     of_queries = torch.zeros_like(queries) if wanted[0] else None
-    of_labels = (torch.empty if batch <= rows else torch.zeros)(labels.shape) if wanted[1] else None
+    of_labels = (torch.empty_like if batch else torch.zeros_like)(labels) if wanted[1] else None
     values, indptr, (indices, shares) = np.zeros(batch), pairs[0], pairs[1:]
     for start in range(0, batch, rows):
         part = slice(start, min(start + rows, batch))
@@ -62,13 +62,19 @@ def value_and_gradients(
         for first in range(0, count, LABELS):
             gradient, block = scores[:, first : min(first + LABELS, count)], labels[first : first + LABELS]
             if of_queries is not None:
-                of_queries[part] += gradient @ block.to(kind)
+                _add_product(of_queries[part], gradient, block.to(kind), True)
             if of_labels is not None:
-                there = of_labels[first : first + LABELS]
-                if batch <= rows:
-                    there.copy_(gradient.T @ weighted)
-                else:
-                    there += gradient.T @ weighted
+                _add_product(of_labels[first : first + LABELS], gradient.T, weighted, start > 0)
         if of_queries is not None:
             of_queries[part] *= by_row
     return queries.new_tensor(values.sum() / max(1, batch)), of_queries, of_labels
+
+
+def _add_product(there: Tensor, left: Tensor, right: Tensor, more: bool) -> None:
+    """Add left @ right to float32 `there`, or write it there where there is not `more` to add to."""
+    if left.dtype == there.dtype:
+        there.addmm_(left, right, beta=1 if more else 0)
+    elif more:
+        there += left @ right
+    else:
+        there.copy_(left @ right)
