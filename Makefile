@@ -19,8 +19,7 @@ setup: ## make .venv with dexml in it (KIND=cpu|gpu; default: by the machine)
 
 demo: setup ## build the demo set, train, measure, search, and serve on 127.0.0.1:8080 (SERVE=0: do not serve)
 	@$(bin)/dexml data pydocs $(DEMO)/data
-	@test -f $(DEMO)/run/bundle/manifest.json || $(bin)/dexml train training/configs/demo.toml \
-	  --set data.path=$(DEMO)/data --set out=$(DEMO)/run
+	@$(bin)/dexml train training/configs/demo.toml --set data.path=$(DEMO)/data --set out=$(DEMO)/run --if-needed
 	@$(bin)/dexml evaluate $(DEMO)/run --split test --json $(DEMO)/test.json
 	@$(bin)/dexml evaluate $(DEMO)/run --split unseen --json $(DEMO)/unseen.json
 	@for query in "singular value decomposition of a matrix" "fit a polynomial to data by least squares" \
@@ -35,7 +34,7 @@ check: setup ## format, lint, types and import contracts
 	@$(bin)/lint-imports --no-logo
 
 test: setup ## all tests (under ten minutes on two cores)
-	@$(bin)/python -m pytest
+	@$(bin)/python -m pytest -rs
 
 bench: setup ## measure against the peers; tables on the screen, JSON under benchmarks/results
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(bin)/python $$file || exit 1; done

@@ -1,6 +1,6 @@
 """The artefact folder: the only thing training and serving share. Published whole or not at all, checked when opened.
 
-BUNDLE/manifest.json        schema, sizes, names, and the SHA-256 of every other file
+BUNDLE/manifest.json        schema, sizes, names, the SHA-256 of every other file, and its own
 BUNDLE/encoder/             the dual encoder; sentence-transformers opens it too
 BUNDLE/labels.jsonl         {"id", "text", "train_count"} per label, in row order
 BUNDLE/embeddings.safetensors   label rows float32 (L, D): the truth, from which any index can be rebuilt
@@ -9,7 +9,6 @@ BUNDLE/index/               what an index cannot rebuild cheaply; may be empty
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,16 +26,17 @@ from torch import Tensor
 from dexml import __version__
 from dexml import manifest as manifest_of
 from dexml.errors import InputError
+from dexml.manifest import Entry, Manifest
 from dexml.model import DualEncoder
 from dexml.types import Int64Array, LabelTable
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """An opened bundle: `manifest` as written, `labels` and `train_counts` int64 (L), `embeddings` float32 (L, D)."""
+    """An opened bundle: its `manifest`, `labels` and `train_counts` int64 (L), `embeddings` float32 (L, D)."""
 
     root: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     labels: LabelTable
     train_counts: Int64Array
     embeddings: Tensor
@@ -44,8 +44,7 @@ class Bundle:
     @property
     def name(self) -> str:
         """What a client sees as the model: the run's name and the first digits of the manifest's checksum."""
-        digest = hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
-        return f"{self.manifest['name']}@sha256:{digest[:12]}"
+        return f"{self.manifest.name}@sha256:{self.manifest.sha256[:12]}"
 
     @property
     def index_folder(self) -> Path:
@@ -75,10 +74,10 @@ class Bundle:
             embeddings = load_file(root / "embeddings.safetensors")["embeddings"]
         except (SafetensorError, KeyError) as error:
             raise InputError(f"{root / 'embeddings.safetensors'}: {error}") from None
-        if embeddings.shape != (len(labels), manifest["dimension"]):
+        if embeddings.shape != (len(labels), manifest.dimension) or len(labels) != manifest.labels:
             raise InputError(
-                f"{root / 'embeddings.safetensors'}: shape {tuple(embeddings.shape)}, but the manifest says "
-                f"({len(labels)}, {manifest['dimension']})"
+                f"{root}: {len(labels)} labels and embeddings of shape {tuple(embeddings.shape)}, but the manifest says "
+                f"({manifest.labels}, {manifest.dimension})"
             )
         return Bundle(root, manifest, labels, np.asarray(counts, dtype=np.int64), embeddings)
 
@@ -92,44 +91,65 @@ def publish(
     facts: dict[str, Any],
     save_index: Callable[[Path], None],
 ) -> None:
-    """Write a bundle beside `root` and put it there in one rename; an older bundle stays until the new one is complete.
+    """Write a bundle beside `root` and rename it there; an older bundle stays until the new one is complete.
 
-    `facts` go into the manifest (index, reranker, temperature, data, training, …); `save_index` fills the index folder.
+    `facts` go into the manifest (index, rerank, temperature, data, training, …); `save_index` fills the index folder. Raises
+    InputError when the disk is full or cannot be written; `root` is then as it was.
     """
-    scratch = root.with_name(f"{root.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    (scratch / "index").mkdir(parents=True)
-    model.save(scratch / "encoder")
-    with (scratch / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
+    scratch, old = root.with_name(f"{root.name}.tmp"), root.with_name(f"{root.name}.old")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "index").mkdir(parents=True)
+        _fill(scratch, model, labels, train_counts, embeddings, save_index)
+        manifest = Manifest(
+            dexml=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            labels=len(labels),
+            dimension=model.dimension,
+            files=_sealed(scratch),
+            **facts,
+        ).sealed()
+        manifest.write(scratch / manifest_of.FILE)
+        for path in (scratch / manifest_of.FILE, *(folder for folder in scratch.rglob("*") if folder.is_dir()), scratch):
+            _flush(path)
+        if root.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(root, old)  # a crash from here to the next line is mended by `manifest.verify`, which looks for .old
+        os.rename(scratch, root)
+        _flush(root.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
+
+
+def _fill(
+    folder: Path,
+    model: DualEncoder,
+    labels: LabelTable,
+    train_counts: Int64Array,
+    embeddings: Tensor,
+    save_index: Callable[[Path], None],
+) -> None:
+    model.save(folder / "encoder")
+    with (folder / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
         for number, (label, text) in enumerate(zip(labels.ids, labels.texts, strict=True)):
             entry = {"id": label, "text": text, "train_count": int(train_counts[number])}
             lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    save_file({"embeddings": embeddings.contiguous()}, scratch / "embeddings.safetensors")
-    save_index(scratch / "index")
-    files = {}
-    for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
+    try:
+        save_file({"embeddings": embeddings.contiguous()}, folder / "embeddings.safetensors")
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from None
+    save_index(folder / "index")
+
+
+def _sealed(folder: Path) -> dict[str, Entry]:
+    """Flush every file to the disk and return its size and checksum by relative name."""
+    entries = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         _flush(file)
-        files[file.relative_to(scratch).as_posix()] = {"size": file.stat().st_size, "sha256": manifest_of.sha256(file)}
-    manifest = {
-        "schema": manifest_of.SCHEMA,
-        "dexml": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "labels": len(labels),
-        "dimension": model.dimension,
-        **facts,
-        "files": files,
-    }
-    (scratch / manifest_of.FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    _flush(scratch / manifest_of.FILE)
-    _flush(scratch)
-    if root.exists():
-        old = root.with_name(f"{root.name}.{os.getpid()}.old")
-        os.rename(root, old)
-        os.rename(scratch, root)
-        shutil.rmtree(old)
-    else:
-        os.rename(scratch, root)
-    _flush(root.parent)
+        entries[file.relative_to(folder).as_posix()] = Entry(size=file.stat().st_size, sha256=manifest_of.sha256(file))
+    return entries
 
 
 def _flush(path: Path) -> None:

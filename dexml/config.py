@@ -18,7 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 class Section(BaseModel):
     """A section of a config: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Choice(BaseModel):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
-from typing import Literal
 
 import torch
 
@@ -20,18 +19,6 @@ class Choice:
 
     name: str
     reason: str
-
-
-def choose_device(wanted: Literal["auto", "cpu", "cuda"] = "auto") -> Choice:
-    """Return "cuda" where torch sees a GPU, else "cpu". Raises InputError when a wanted GPU is not there."""
-    if torch.cuda.is_available():
-        if wanted == "cpu":
-            return Choice("cpu", "asked for")
-        return Choice("cuda", torch.cuda.get_device_name(0))
-    why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no NVIDIA GPU"
-    if wanted == "cuda":
-        raise InputError(f'device "cuda" was asked for, but {why}')
-    return Choice("cpu", "asked for" if wanted == "cpu" else why)
 
 
 def fast_bfloat16() -> bool:

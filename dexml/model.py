@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dexml.encoders import ENCODERS, Encoder
+from dexml.encoders.transformer import TransformerEncoder
 from dexml.errors import InputError
 from dexml.plugin import ALIAS
 from dexml.towers import TOWERS, Tower
+from dexml.towers.identity import IdentityTower
+from dexml.towers.residual import ResidualTower
 
 FILE = "dexml.json"
 CHUNK = 8192  # texts embedded at a time
@@ -82,21 +85,14 @@ class DualEncoder:
         """
         folder.mkdir(parents=True, exist_ok=True)
         tower_name, tower_options = self.tower_name, self.tower_options
-        standard = tower_name in ("residual", "identity") and self.encoder_name == "transformer"
-        if standard:
-            from dexml.encoders.transformer import TransformerEncoder
-            from dexml.towers.residual import ResidualTower
-
-            assert isinstance(self.encoder, TransformerEncoder)
-            if isinstance(self.tower, ResidualTower):
-                self.encoder.append_linear(*self.tower.merged())
-                tower_name, tower_options = "identity", {}
-            self.encoder.end_with_unit_rows()
-        self.encoder.save(folder)
-        if not standard:
+        if isinstance(self.encoder, TransformerEncoder) and isinstance(self.tower, ResidualTower | IdentityTower):
+            self.encoder.save(folder, self.tower.merged())
+            tower_name, tower_options = "identity", {}
+        else:
+            self.encoder.save(folder)
             state = {name: value.contiguous() for name, value in self.tower.state_dict().items() if name != "free"}
             save_file(state, folder / "tower.safetensors")
-            _describe_for_sentence_transformers(folder, self.dimension)
+            _describe_for_sentence_transformers(folder)
         description = {
             "encoder": {"name": self.encoder_name, **_json_options(self.encoder_options)},
             "tower": {"name": tower_name, **_json_options(tower_options)},
@@ -125,7 +121,7 @@ def _json_options(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in ("model", "revision", "device")}
 
 
-def _describe_for_sentence_transformers(folder: Path, dimension: int) -> None:
+def _describe_for_sentence_transformers(folder: Path) -> None:
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{ALIAS}.DualEncoderModule"}]
     (folder / "modules.json").write_text(json.dumps(modules, indent=1), encoding="utf-8")
     settings = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine", "prompts": {}}

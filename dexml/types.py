@@ -208,7 +208,8 @@ class TopK:
         """Return exp(score/τ − log Z), float32 (B, K); 0 where an answer is missing."""
         if self.log_z is None:
             raise ValueError("these answers carry no log-partition; rescore or scan them first")
-        return torch.exp(self.scores.double() / temperature - self.log_z.double()[:, None]).float()
+        # A row without answers has −∞ − (−∞): its probabilities are 0.
+        return torch.exp(self.scores.double() / temperature - self.log_z.double()[:, None]).nan_to_num(nan=0.0).float()
 
     def first(self, k: int) -> TopK:
         """Return the k best of every row; the normaliser stays."""

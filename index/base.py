@@ -24,6 +24,9 @@ class LabelIndex(ABC):
         `log_z` runs over all labels where the index sees all of them, and is None where it does not.
         """
 
+    def check(self, labels: int, dimension: int) -> None:  # noqa: B027 — most indexes take any labels
+        """Raise InputError when an index of `labels` rows of `dimension` cannot be built as the options ask."""
+
     @property
     @abstractmethod
     def exact(self) -> bool:

@@ -18,6 +18,7 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
     """Print the labels of BUNDLE that fit TEXT best, with score and probability over all labels."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from index.retriever import Retriever
 
@@ -35,6 +36,8 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
         for place, number in enumerate(found.topk.ids[0].tolist())
         if number >= 0
     ]
+    if not found.known[0]:
+        click.echo("no word of this text is known to the model", err=True)
     if as_json:
         click.echo(json.dumps(answers, ensure_ascii=False, indent=1))
         return
@@ -44,7 +47,9 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
     table.add_column("id", style="bold")
     table.add_column("text", style="dim")
     for answer in answers:
-        table.add_row(f"{answer['score']:.3f}", f"{answer['probability']:.1%}", str(answer["id"]), str(answer["text"]))
+        table.add_row(
+            f"{answer['score']:.3f}", f"{answer['probability']:.1%}", Text(str(answer["id"])), Text(str(answer["text"]))
+        )
     Console(highlight=False).print(table)
 
 
@@ -55,4 +60,6 @@ def info(bundle: Path) -> None:
     from index.retriever import Retriever
 
     retriever = Retriever.open(bundle)
-    click.echo(json.dumps({**retriever.describe(), "training": retriever.bundle.manifest["training"]}, indent=1))
+    click.echo(
+        json.dumps({**retriever.describe(), "training": retriever.bundle.manifest.training.model_dump(mode="json")}, indent=1)
+    )

@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from dexml.device import faiss_gpus, import_faiss
+from dexml.device import Choice, faiss_gpus, import_faiss
 from dexml.errors import InputError
 from dexml.types import TopK
 from index.base import LabelIndex
@@ -40,7 +40,7 @@ class FaissIndex(LabelIndex):
         if device == "cuda" and self.device.name == "cpu":
             raise InputError(f'index.device: "cuda" was asked for, but {self.device.reason}')
         if device == "cpu":
-            self.device = type(self.device)("cpu", "asked for")
+            self.device = Choice("cpu", "asked for")
         self._index: Any = None
         self._size = 0
 
@@ -54,9 +54,19 @@ class FaissIndex(LabelIndex):
                 index.train(rows)
             index.add(rows)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].split(": ", 1)[-1]
-            raise InputError(f"index.factory: FAISS refuses {self.factory!r} for {len(rows)} labels: {reason}") from None
+            raise self._refusal(len(rows), error) from None
         self._take(index, len(rows))
+
+    def check(self, labels: int, dimension: int) -> None:
+        """Ask FAISS for the empty structure, and whether there are rows enough to train it."""
+        faiss = import_faiss()
+        try:
+            index = faiss.index_factory(dimension, self.factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise self._refusal(labels, error) from None
+        lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
+        if lists > labels:
+            raise InputError(f"index.factory: {self.factory!r} needs at least {lists} labels, there are {labels}")
 
     def search(self, queries: Tensor, k: int, temperature: float) -> TopK:
         """Return candidates, ties by ascending id, padded with −1 and −inf; FAISS gives no log_z."""
@@ -113,6 +123,10 @@ class FaissIndex(LabelIndex):
             raise InputError(f"{path}: {index.ntotal} rows of {index.d}, but there are {len(labels)} of {labels.shape[1]}")
         self._take(index, len(labels))
 
+    def _refusal(self, labels: int, error: RuntimeError) -> InputError:
+        reason = str(error).strip().splitlines()[-1].split(": ", 1)[-1]
+        return InputError(f"index.factory: FAISS refuses {self.factory!r} for {labels} labels: {reason}")
+
     def _take(self, index: Any, size: int) -> None:
         faiss = import_faiss()
         space = faiss.ParameterSpace()
@@ -122,5 +136,8 @@ class FaissIndex(LabelIndex):
         if self.device.name == "cuda":
             options = faiss.GpuClonerOptions()
             options.useFloat16 = self.float16
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+            try:
+                index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+            except RuntimeError:  # HNSW and other structures have no GPU form
+                self.device = Choice("cpu", f"FAISS has no GPU form of {self.factory!r}")
         self._index, self._size = index, size

@@ -30,19 +30,21 @@ CANDIDATES = 200  # how many candidates an approximate index is asked for at lea
 class Found:
     """Answers for B queries with the normaliser they were asked with.
 
-    `topk.log_z` runs over what `normalizer` names: "topk" the candidates, of which there are `candidates`, "all" every label.
-    `seconds` has the keys encode, retrieve and rescore; `tokens` (B) counts what each text holds, and `truncated` (B) says
-    whether a part of it was cut.
+    `topk.log_z` runs over what `normalizer` names: "topk" the candidates, "all" every label. `seconds` has the keys encode,
+    retrieve and rescore. Per query (B): `tokens` counts what the text holds, `truncated` says whether a part of it was cut,
+    `rescored` how many candidates there were, and `known` is False where the model knows no word of the text: its row is 0
+    then, every label would score the same, and there are no answers.
     """
 
     topk: TopK
     normalizer: Normalize
     temperature: float
     exact: bool
-    candidates: int
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
+    known: tuple[bool, ...] = ()
+    rescored: tuple[int, ...] = ()
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
@@ -62,23 +64,22 @@ class Retriever:
         self.index = index
         self.prepared = prepared
         self.reranker = reranker
-        self.temperature = float(bundle.manifest["temperature"])
+        self.temperature = bundle.manifest.temperature
         self.kernels = choose()
 
     @staticmethod
     def open(path: Path, index: str | None = None) -> Retriever:
         """Return a retriever over the bundle at `path`; `index` names another index than the bundle's own."""
         bundle = Bundle.open(path)
-        wanted = dict(bundle.manifest["index"])
-        name = index or wanted["name"]
-        options = {key: value for key, value in wanted.items() if key != "name"} if name == wanted["name"] else {}
+        kept = bundle.manifest.index
+        name = index or kept.name
+        options = kept.options if name == kept.name else {}
         if name == "auto":
             name, options = default_index(), {}
         chosen = INDEXES.build(name, options)
         chosen.load(bundle.index_folder, bundle.embeddings)
         kernels = choose()
-        rerank = dict(bundle.manifest["rerank"])
-        reranker = RERANKERS.build(rerank.pop("name"), rerank, kernels)
+        reranker = RERANKERS.build(bundle.manifest.rerank.name, bundle.manifest.rerank.options, kernels)
         return Retriever(bundle, bundle.model(), chosen, kernels.prepare(bundle.embeddings), reranker)
 
     @property
@@ -102,11 +103,11 @@ class Retriever:
             "max_tokens": self.model.encoder.max_tokens,
             "index": self.index.describe(),
             "kernels": type(self.kernels).__name__,
-            "reranker": manifest["rerank"]["name"],
+            "reranker": manifest.rerank.name,
             "temperature": self.temperature,
-            "created": manifest["created"],
-            "dexml": manifest["dexml"],
-            "examples": manifest.get("examples", []),
+            "created": manifest.created,
+            "dexml": manifest.dexml,
+            "examples": list(manifest.examples),
         }
 
     def search(
@@ -122,6 +123,10 @@ class Retriever:
         for number, text in enumerate(texts):
             if not text.strip():
                 raise InputError(f"query {number}: the text is empty")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"query {number}: the text is not valid Unicode (a lone surrogate)") from None
         start = time.perf_counter()
         queries, tokens = self.model.embed_queries(texts)
         encode = time.perf_counter() - start
@@ -147,7 +152,8 @@ class Retriever:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
         `candidates` is how many the index is asked for before rescoring (at least k); `temperature` changes probabilities,
-        never the order. Raises InputError for k < 1, a temperature ≤ 0 or an unknown normaliser.
+        never the order. With fewer labels than k there are
+        as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0 or an unknown normaliser.
         """
         temperature = self.temperature if temperature is None else temperature
         if k < 1:
@@ -159,7 +165,8 @@ class Retriever:
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise InputError(f"embeddings must be (B, {self.dimension}), got {tuple(queries.shape)}")
         start = time.perf_counter()
-        wanted = max(k, CANDIDATES if candidates is None else candidates)
+        k = min(k, len(self.labels))
+        wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(self.labels)))
         found = self.index.search(queries, wanted, temperature)
         retrieved = time.perf_counter()
         topk = self.reranker.rerank(queries, self.prepared, found, temperature).first(k)
@@ -168,8 +175,19 @@ class Retriever:
             if log_z is None:
                 log_z = self.kernels.scan(queries, self.prepared, 1, temperature).log_z
             topk = TopK(topk.ids, topk.scores, log_z)
-        seconds = {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved}
-        return Found(topk, normalize, temperature, self.index.exact, wanted, seconds)
+        known = queries.any(dim=1)
+        if not bool(known.all()):
+            unknown = ~known[:, None]
+            topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z)
+        return Found(
+            topk,
+            normalize,
+            temperature,
+            self.index.exact,
+            {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
+            known=tuple(known.tolist()),
+            rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
+        )
 
 
 def default_index() -> str:

@@ -12,12 +12,26 @@ if [ -z "$kind" ]; then
 fi
 case "$kind" in cpu | gpu) ;; *) echo "setup: KIND must be cpu or gpu, got '$kind'" >&2; exit 2 ;; esac
 
-# Quick and quiet when nothing has changed since the last time.
-stamp="$venv/installed-$(cat pyproject.toml requirements/torch.txt "requirements/$kind.lock" requirements/install.sh | sha256sum | cut -c1-16)"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$PWD" ]; then exit 0; fi
-
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   { echo "setup: dexml needs Python 3.11 or newer, $python is $("$python" -V 2>&1); try make setup PYTHON=python3.11" >&2; exit 2; }
+
+# Quick and quiet when nothing has changed since the last time: what is installed follows from these files and this place.
+stamp="$venv/installed-$("$python" - "$kind" <<'PY'
+import hashlib, os, pathlib, sys
+if sys.version_info >= (3, 11):
+    import tomllib
+    project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
+    kept = [os.getcwd(), project["project"], project["build-system"], project["tool"]["hatch"]]
+    for name in ("torch.txt", sys.argv[1] + ".lock", "install.sh"):
+        kept.append(pathlib.Path("requirements", name).read_text())
+    print(hashlib.sha256(repr(kept).encode()).hexdigest()[:16])
+PY
+)"
+if [ -f "$stamp" ]; then exit 0; fi
+if [ -e "$venv" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
+  echo "setup: $venv is there and is no virtual environment; it is left alone" >&2; exit 2
+fi
+
 echo "setup: making $venv for $kind with $("$python" -V)"
 "$python" -m venv --clear "$venv" ||
   { echo "setup: $python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
@@ -39,6 +53,5 @@ else
 fi
 $pip install --require-hashes --no-deps --requirement "requirements/$kind.lock" | counted
 $pip install --quiet --no-deps --editable .
-rm -f "$venv"/installed-*
-echo "$PWD" >"$stamp"
+touch "$stamp"
 echo "setup: done; $venv/bin/dexml --help"

@@ -1,6 +1,6 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all, enough to go on with the same run.
+"""Checkpoints: safetensors and JSON, written whole or not at all, checked when read, enough to go on with the same run.
 
-OUT/checkpoints/step_00000123/{parameters,optimizer,random}.safetensors, state.json
+OUT/checkpoints/phase_1_step_00000123/{parameters,optimizer,random}.safetensors, state.json (with their SHA-256)
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dexml.errors import InputError
+from dexml.manifest import sha256
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run needs to go on: `parameters`, `optimizer` moments, torch's random `state`, and JSON-able `facts`."""
+    """What a run needs to go on: `parameters`, `optimizer` moments, torch's `random` state, and JSON-able `facts`."""
 
     parameters: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -34,44 +36,70 @@ def folder(out: Path) -> Path:
     return out / "checkpoints"
 
 
-def save(out: Path, checkpoint: Checkpoint, step: int, keep: int = 1) -> Path:
-    """Write a checkpoint beside the others and rename it into place; then remove all but the newest `keep`."""
+def save(out: Path, checkpoint: Checkpoint, phase: int, step: int) -> Path:
+    """Write a checkpoint beside the last one, rename it into place, and then remove every other one.
+
+    Raises InputError when the disk is full or cannot be written; the last checkpoint is then as it was.
+    """
     place = folder(out)
-    place.mkdir(parents=True, exist_ok=True)
-    target = place / f"step_{step:08d}"
-    scratch = place / f"step_{step:08d}.{os.getpid()}.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    save_file(checkpoint.parameters, scratch / "parameters.safetensors")
-    save_file(checkpoint.optimizer, scratch / "optimizer.safetensors")
-    save_file({"state": checkpoint.random}, scratch / "random.safetensors")
-    (scratch / "state.json").write_text(json.dumps(checkpoint.facts, indent=1), encoding="utf-8")
-    for file in scratch.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(scratch, target)
-    for old in _complete(place)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    target = place / f"phase_{phase}_step_{step:08d}"
+    scratch = target.with_suffix(".tmp")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        parts = {
+            "parameters": checkpoint.parameters,
+            "optimizer": checkpoint.optimizer,
+            "random": {"state": checkpoint.random},
+        }
+        sums = {}
+        for name, tensors in parts.items():
+            path = scratch / f"{name}.safetensors"
+            try:
+                save_file(tensors, path)
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(str(error)) from None
+            _flush(path)
+            sums[path.name] = sha256(path)
+        state = scratch / "state.json"
+        state.write_text(json.dumps({**checkpoint.facts, "sha256": sums}, indent=1), encoding="utf-8")
+        _flush(state)
+        _flush(scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(scratch, target)
+        _flush(place)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise InputError(f"checkpoint: {target} cannot be written: {error.strerror or error}") from None
+    for other in place.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
     return target
 
 
-def newest(out: Path) -> Checkpoint:
-    """Return the newest complete checkpoint of a run. Raises InputError when there is none."""
-    found = _complete(folder(out))
+def newest(out: Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint of a run, or None. Raises InputError when it is damaged."""
+    found = sorted(path for path in folder(out).glob("phase_*") if path.is_dir() and path.suffix != ".tmp")
     if not found:
-        raise InputError(f"--resume: {folder(out)} holds no checkpoint")
+        return None
     path = found[-1]
-    return Checkpoint(
-        load_file(path / "parameters.safetensors"),
-        load_file(path / "optimizer.safetensors"),
-        load_file(path / "random.safetensors")["state"],
-        json.loads((path / "state.json").read_text(encoding="utf-8")),
-    )
+    try:
+        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        for name, expected in facts["sha256"].items():
+            if sha256(path / name) != expected:
+                raise InputError(f"{path / name} was changed after it was written (its SHA-256 differs)")
+        return Checkpoint(
+            load_file(path / "parameters.safetensors"),
+            load_file(path / "optimizer.safetensors"),
+            load_file(path / "random.safetensors")["state"],
+            facts,
+        )
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+        raise InputError(f"{path}: the checkpoint is damaged ({error})") from None
 
 
 def clear(out: Path) -> None:
-    """Remove the checkpoints of a finished run."""
+    """Remove the checkpoints of a run."""
     shutil.rmtree(folder(out), ignore_errors=True)
 
 
@@ -93,5 +121,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tenso
         optimizer.state[parameters[name]][moment] = value
 
 
-def _complete(place: Path) -> list[Path]:
-    return sorted(path for path in place.glob("step_*") if path.is_dir() and path.suffix != ".tmp")
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

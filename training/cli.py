@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dexml.types import LabelTable, Split
+    from training.config import Config
     from training.run import Progress, Run
 
 EPILOG_TRAIN = """Examples:
@@ -29,24 +31,23 @@ EPILOG_TRAIN = """Examples:
 
 @click.command(epilog=EPILOG_TRAIN)
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one setting of the config: section.key=value."
-)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one setting: section.key=value.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
-def train(config: Path, settings: tuple[str, ...], resume: bool) -> None:
+@click.option("--if-needed", is_flag=True, help="Do nothing when `out` already holds what this call would make.")
+def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool) -> None:
     """Train a dual encoder as CONFIG (TOML) says; leaves a bundle in its `out` folder.
 
     Ctrl-C finishes the current step, leaves a checkpoint and a bundle of what was learned so far, and `--resume` goes on.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from data import open_format
     from dexml.config import load
     from dexml.errors import InputError
     from training import checkpoint
     from training.config import Config, check, settle
-    from training.export import export
-    from training.run import Run, hold_out
+    from training.run import hold_out
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     read = load(Config, config, settings)
@@ -54,24 +55,74 @@ def train(config: Path, settings: tuple[str, ...], resume: bool) -> None:
     files = open_format(read.data.path, read.data.format)
     labels, split = files.labels(), files.read("train")
     settled, said = settle(read, len(split))
-    console.print(f"[bold]{read.data.path}[/]: {len(split):,} training rows, {len(labels):,} labels")
-    console.print(f"auto: {said}")
-    start = time.monotonic()
     kept, watched = hold_out(settled, split)
-    phases = [(kept, watched)]
+    phases: list[tuple[Split, Split | None]] = [(kept, watched)]
     if watched is not None and settled.validation.refit:
         phases.append((split, None))
-    state = checkpoint.newest(settled.out) if resume else None
-    for number, (rows, validation) in enumerate(phases, 1):
+    if if_needed and _is_made(settled, labels, *phases[-1]):
+        console.print(f"{escape(str(settled.out))} is up to date")
+        return
+    try:
+        settled.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {settled.out} cannot be made: {error.strerror}") from None
+    console.print(f"[bold]{escape(str(read.data.path))}[/]: {len(split):,} training rows, {len(labels):,} labels")
+    console.print(f"auto: {escape(said)}")
+    if not resume:
+        checkpoint.clear(settled.out)
+    with _interruptible() as interrupted:
+        _train_phases(settled, labels, split, phases, resume, console, interrupted)
+
+
+def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> bool:
+    """Return whether `out` holds an intact, finished bundle of this very run, behind the same index and reranker."""
+    from dexml.errors import InputError
+    from dexml.manifest import verify
+    from training.run import fingerprint
+
+    try:
+        _, manifest = verify(config.out)
+    except InputError:
+        return False
+    behind = (config.index.name, config.index.options, config.rerank.name, config.rerank.options)
+    made = (manifest.index.name, manifest.index.options, manifest.rerank.name, manifest.rerank.options)
+    known = manifest.training.fingerprint == fingerprint(config, labels, train, validation)
+    return manifest.training.finished and known and behind == made
+
+
+def _train_phases(
+    config: Config,
+    labels: LabelTable,
+    split: Split,
+    phases: list[tuple[Split, Split | None]],
+    resume: bool,
+    console: Console,
+    interrupted: Callable[[], bool],
+) -> None:
+    """Train on each phase's rows in turn and export the last one; an interrupt exports what there is and exits with 130."""
+    from rich.markup import escape
+
+    from dexml.errors import InputError
+    from index import INDEXES
+    from training import checkpoint
+    from training.export import export
+    from training.run import Run
+
+    start = time.monotonic()
+    state = checkpoint.newest(config.out) if resume else None
+    if resume and state is None:
+        raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
+    for phase, (rows, validation) in enumerate(phases, 1):
+        if state is not None and state.facts["phase"] != phase and phase < len(phases):
+            continue
         what = "watched on validation rows" if validation else "on all rows"
-        console.print(f"[bold]training {number} of {len(phases)}[/], {what}" if len(phases) > 1 else "[bold]training[/]")
+        console.print(f"[bold]training {phase} of {len(phases)}[/], {what}" if len(phases) > 1 else "[bold]training[/]")
         with console.status("reading texts into features"):
-            run = Run(settled, labels, rows, validation)
-        if state is not None and not run.knows(state):
-            if number < len(phases):
-                continue  # the checkpoint may belong to the next phase
-            raise InputError(f"--resume: {checkpoint.folder(settled.out)} was made with another config or other data")
+            run = Run(config, labels, rows, validation, phase)
+        INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         if state is not None:
+            if not run.knows(state):
+                raise InputError(f"--resume: {checkpoint.folder(config.out)} was made with another config or other data")
             run.resume(state)
             state = None
             console.print(f"resumed at step {run.step} of {run.steps}")
@@ -80,20 +131,24 @@ def train(config: Path, settings: tuple[str, ...], resume: bool) -> None:
             f"{run.model.encoder.width():,} features, {len(run.seen):,} of {len(labels):,} labels have a training row, "
             f"{len(rows):,} rows trained on{watched_rows}"
         )
-        with _interruptible(run):
-            finished = _go(run, console)
-            if not finished or number == len(phases):
-                with console.status("embedding labels, building the index"):
-                    root = export(run, split, finished=finished)
-        if not finished:
-            console.print(f"stopped at step {run.step} of {run.steps}; {root} answers with what was learned so far.")
-            console.print("Go on with the same command and --resume.")
-            raise SystemExit(130)
-    checkpoint.clear(settled.out)
-    console.print(f"[bold green]done[/] in {time.monotonic() - start:.1f} s: [bold]{root}[/]")
+        finished = _go(run, console, interrupted)
+        if finished and phase < len(phases):
+            continue
+        if finished:
+            run.save()  # whatever happens to the export, the training is not lost
+        with console.status("embedding labels, building the index"):
+            root, served = export(run, split, finished=finished)
+        break
+    console.print(f"index: {escape(', '.join(f'{key} {value}' for key, value in served.items()))}")
+    if not finished:
+        console.print(f"stopped at step {run.step} of {run.steps}; {escape(str(root))} answers with what was learned so far.")
+        console.print("Go on with the same command and --resume.")
+        raise SystemExit(130)
+    checkpoint.clear(config.out)
+    console.print(f"[bold green]done[/] in {time.monotonic() - start:.1f} s: [bold]{escape(str(root))}[/]")
 
 
-def _go(run: Run, console: Console) -> bool:
+def _go(run: Run, console: Console, interrupted: Callable[[], bool]) -> bool:
     """Train under a progress bar; each epoch leaves a line behind, also where there is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -109,20 +164,22 @@ def _go(run: Run, console: Console) -> bool:
             if now.step * now.epochs % now.steps == 0:
                 console.print(f"{line} · {now.seconds:.1f} s")
 
-        return run.go(report)
+        return run.go(report, interrupted)
 
 
 @contextmanager
-def _interruptible(run: Run) -> Iterator[None]:
+def _interruptible() -> Iterator[Callable[[], bool]]:
     """Let the first Ctrl-C or SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
+    asked = False
 
     def ask(number: int, frame: object) -> None:
-        run.interrupt = True
+        nonlocal asked
+        asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield lambda: asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -137,6 +194,7 @@ def _interruptible(run: Run) -> Iterator[None]:
 def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, output: Path | None) -> None:
     """Measure BUNDLE on a split, through the same path that serves it; figures in percent."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
     from rich.table import Table
 
@@ -146,19 +204,23 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     from training.evaluate import evaluate as measure
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if output is not None:
+        check_output(output)
     retriever = Retriever.open(bundle, index)
-    facts = retriever.bundle.manifest["data"]
-    files = open_format(folder or Path(facts["path"]), "auto" if folder else facts["format"])
+    facts = retriever.bundle.manifest.data
+    files = open_format(folder or Path(facts.path), "auto" if folder else facts.format)
     rows = files.read(split)
-    steps = iter(track(range(0, len(rows), BATCH), f"evaluating {split}", console=console, transient=True))
+    served = retriever.index.describe()
+    console.print(f"index: {escape(', '.join(f'{key} {value}' for key, value in served.items()))}")
+    steps = iter(track(range(0, len(rows), BATCH), f"evaluating {escape(split)}", console=console, transient=True))
 
     def report(done: int) -> None:
         next(steps, None)
 
-    result = measure(retriever, rows, (facts["propensity"][0], facts["propensity"][1]), report)
+    result = measure(retriever, files.labels(), rows, facts.propensity, report)
     for _ in steps:
         continue
-    table = Table(title=f"{bundle} on {split} ({len(rows):,} rows, {len(retriever.labels):,} labels)")
+    table = Table(title=f"{escape(str(bundle))} on {escape(split)} ({len(rows):,} rows, {len(retriever.labels):,} labels)")
     for name in result.figures:
         table.add_column(name, justify="right")
     table.add_row(*[f"{value:.2f}" for value in result.figures.values()])
@@ -166,6 +228,30 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     per_query = 1000 * result.seconds["total"] / len(rows)
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
-        scratch = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, output)
+        write_output(output, json.dumps(result.as_json(), indent=1) + "\n")
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError when nothing can be written to `path`, before the work that makes it."""
+    from dexml.errors import InputError
+
+    if path.is_dir():
+        raise InputError(f"--json: {path} is a folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--json: the folder {path.absolute().parent} does not exist")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file whole, or write to what is there when it is no regular file, such as a pipe or a device."""
+    from dexml.errors import InputError
+
+    regular = path.is_file() or not path.exists()
+    place = path.with_name(f".{path.name}.{os.getpid()}.tmp") if regular else path
+    try:
+        place.write_text(text, encoding="utf-8")
+        if regular:
+            os.replace(place, path)
+    except OSError as error:
+        if regular:
+            place.unlink(missing_ok=True)
+        raise InputError(f"--json: {path} cannot be written: {error.strerror or error}") from None

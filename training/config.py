@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from dexml.config import Choice, Section
 from dexml.encoders import ENCODERS
+from dexml.errors import InputError
 from dexml.losses import LOSSES
 from dexml.metrics import DEFAULT_PROPENSITY
 from dexml.towers import TOWERS
@@ -26,7 +27,7 @@ class DataSection(Section):
 
     path: Path
     format: str = "auto"
-    propensity: tuple[float, float] = DEFAULT_PROPENSITY
+    propensity: tuple[Annotated[float, Gt(0)], Annotated[float, Ge(0)]] = DEFAULT_PROPENSITY
 
 
 class ValidationSection(Section):
@@ -59,7 +60,7 @@ class Config(Section):
 
     name: str = "dexml"
     out: Path
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
     examples: tuple[str, ...] = ()
     data: DataSection
     encoder: Choice = Choice(name="bag")
@@ -86,6 +87,13 @@ def check(config: Config) -> None:
     """Look every name and option up in its table, before the work starts. Raises InputError for the first wrong one."""
     ENCODERS.options(config.encoder.name, config.encoder.options)
     TOWERS.options(config.tower.name, config.tower.options)
+    gives = ENCODERS[config.encoder.name].gives
+    if not TOWERS[config.tower.name].reads <= gives:
+        fitting = [name for name in TOWERS if TOWERS[name].reads <= gives]
+        raise InputError(
+            f"tower.name: {config.tower.name!r} cannot read what the encoder {config.encoder.name!r} gives; "
+            f"towers that can: {', '.join(fitting)}"
+        )
     LOSSES.options(config.loss.name, config.loss.options)
     if config.index.name != "auto":
         INDEXES.options(config.index.name, config.index.options)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dexml import metrics
 from dexml.errors import InputError
-from dexml.types import Float32Array, Int64Array, Positives, Split
+from dexml.types import Float32Array, Int64Array, LabelTable, Positives, Split
 from index.retriever import Retriever
 
 BATCH = 64  # queries at a time, as the service batches them
@@ -33,13 +33,11 @@ class Evaluation:
         return {**self.figures, "seconds": self.seconds, "sizes": self.sizes}
 
 
-def evaluate(retriever: Retriever, split: Split, propensity: tuple[float, float], report: Callable[[int], None]) -> Evaluation:
+def evaluate(
+    retriever: Retriever, labels: LabelTable, split: Split, propensity: tuple[float, float], report: Callable[[int], None]
+) -> Evaluation:
     """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done."""
-    if split.positives.num_labels != len(retriever.labels):
-        raise InputError(
-            f"data: {split.positives.num_labels} labels, but the bundle was trained on {len(retriever.labels)}; "
-            "evaluate on the data set it was made from"
-        )
+    _same_labels(labels, retriever.labels)
     if len(split) == 0:
         raise InputError("data: the split has no rows")
     excluded = split.excluded
@@ -54,22 +52,37 @@ def evaluate(retriever: Retriever, split: Split, propensity: tuple[float, float]
         ids, of_ids = found.topk.ids.numpy(), found.topk.scores.numpy()
         if excluded is not None:
             ids, of_ids = _without(ids, of_ids, excluded.take(np.arange(first, first + len(texts))))
-        ranked[first : first + len(texts)] = ids[:, :DEPTH]
-        scores[first : first + len(texts)] = of_ids[:, :DEPTH]
+        width = min(DEPTH, ids.shape[1])
+        ranked[first : first + len(texts), :width] = ids[:, :width]
+        scores[first : first + len(texts), :width] = of_ids[:, :width]
         for stage, spent in found.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + spent
         report(first + len(texts))
     total = time.perf_counter() - start
     bundle = retriever.bundle
-    weights = metrics.propensity_weights(bundle.train_counts, bundle.manifest["data"]["train_rows"], *propensity)
+    weights = metrics.propensity_weights(bundle.train_counts, bundle.manifest.data.train_rows, *propensity)
     sizes = {
         "queries": len(split),
         "labels": len(retriever.labels),
         "dimension": retriever.dimension,
-        "bundle_bytes": sum(entry["size"] for entry in bundle.manifest["files"].values()),
+        "bundle_bytes": sum(entry.size for entry in bundle.manifest.files.values()),
     }
     seconds = {"total": total, **stages}
     return Evaluation(dict(metrics.table(ranked, split.positives, weights)), ranked, scores, seconds, sizes)
+
+
+def _same_labels(of_data: LabelTable, of_bundle: LabelTable) -> None:
+    """Raise InputError unless the data set numbers its labels as the bundle does: the metrics compare numbers."""
+    if len(of_data) != len(of_bundle):
+        raise InputError(
+            f"data: {len(of_data)} labels, but the bundle was trained on {len(of_bundle)}; "
+            "evaluate on the data set it was made from"
+        )
+    for number, (one, other) in enumerate(zip(of_data.ids, of_bundle.ids, strict=True)):
+        if one != other:
+            raise InputError(
+                f"data: label {number} is {one!r}, but the bundle's is {other!r}; evaluate on the data set it was made from"
+            )
 
 
 def _without(ids: Int64Array, scores: Float32Array, excluded: Positives) -> tuple[Int64Array, Float32Array]:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from dexml.bundle import publish
-from dexml.types import Split
+from dexml.types import LabelTable, Split
 from index import INDEXES
 from training.run import Run
 
 VERSIONED = ("dexml", "torch", "numpy", "scipy", "tokenizers", "sentence-transformers", "faiss-cpu", "faiss-gpu")
 
 
-def export(run: Run, train: Split, *, finished: bool) -> Path:
-    """Write OUT/bundle and return it; `train` is the whole training split, whose label counts the PSP metrics need.
+def export(run: Run, train: Split, *, finished: bool) -> tuple[Path, dict[str, object]]:
+    """Write OUT/bundle; return it and what its index says of itself.
 
+    `train` is the whole training split, whose label counts the PSP metrics need.
     A run that was interrupted is marked as such, and answers all the same.
     """
     config = run.config
@@ -31,17 +32,18 @@ def export(run: Run, train: Split, *, finished: bool) -> Path:
         "temperature": config.loss.options["temperature"],
         "index": {"name": config.index.name, **config.index.options},
         "rerank": {"name": config.rerank.name, **config.rerank.options},
-        "examples": list(config.examples or _examples(train)),
+        "examples": config.examples or _examples(run.labels),
         "data": {
-            "path": str(config.data.path),
+            "path": str(config.data.path.resolve()),
             "format": config.data.format,
-            "propensity": list(config.data.propensity),
+            "propensity": config.data.propensity,
             "train_rows": len(train),
         },
         "training": {
             "finished": finished,
             "step": run.step,
             "steps": run.steps,
+            "fingerprint": run.fingerprint,
             "config": config.model_dump(mode="json"),
             "commit": _commit(),
             "python": platform.python_version(),
@@ -49,13 +51,13 @@ def export(run: Run, train: Split, *, finished: bool) -> Path:
         },
     }
     publish(root, run.model, run.labels, train.positives.counts(), embeddings, facts, index.save)
-    return root
+    return root, index.describe()
 
 
-def _examples(train: Split, count: int = 5, longest: int = 90) -> list[str]:
-    """Return a few short texts of the data set, spread over it, for a page to offer."""
-    short = [text for text in train.texts if len(text) <= longest] or [text[:longest] for text in train.texts]
-    return short[:: max(1, len(short) // count)][:count]
+def _examples(labels: LabelTable, count: int = 5, longest: int = 60) -> tuple[str, ...]:
+    """Return a few short label texts for a page to offer. Training texts may be private; labels are served in any case."""
+    short = [text for text in labels.texts if len(text) <= longest]
+    return tuple(short[:: max(1, len(short) // count)][:count])
 
 
 def _commit() -> str | None:

@@ -46,15 +46,14 @@ def hold_out(config: Config, train: Split) -> tuple[Split, Split | None]:
 class Run:
     """A model in training on one split, watched on another.
 
-    `interrupt` may be set from a signal handler; the current step is finished first.
-
     Only labels with a training positive take part in the softmax: the others keep the embedding of their text, so that
     they are not pushed away from every query, and a label that comes later is their equal.
     """
 
-    def __init__(self, config: Config, labels: LabelTable, train: Split, validation: Split | None) -> None:
+    def __init__(self, config: Config, labels: LabelTable, train: Split, validation: Split | None, phase: int = 1) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.phase = phase
         self.labels = labels
         self.validation = validation
         self.train = train
@@ -82,12 +81,13 @@ class Run:
         self.steps = epochs * len(self.batches)
         self.step = 0
         self.optimizer = _optimizer(self.model, config)
-        self.interrupt = False
         self._precision: tuple[float, float] | None = None
-        self._fingerprint = _fingerprint(config, self.train, self.seen)
+        self.fingerprint = fingerprint(config, labels, train, validation)
 
-    def go(self, report: Callable[[Progress], None]) -> bool:
-        """Train to the end and return True, or to an interrupt, leave a checkpoint and return False."""
+    def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
+        """Train to the end and return True; or finish the step during which `interrupted` turned true, leave a checkpoint
+        and return False.
+        """
         start = saved = time.monotonic()
         if self.step == 0:
             torch.manual_seed(self.config.seed)  # dropout draws from torch's one generator, whoever used it meanwhile
@@ -101,7 +101,7 @@ class Run:
                 first, fifth = self._precision or (None, None)
                 epoch = (self.step - 1) // len(self.batches) + 1
                 report(Progress(self.step, self.steps, epoch, self.epochs, loss, first, fifth, time.monotonic() - start))
-                if self.interrupt and self.step < self.steps:
+                if interrupted() and self.step < self.steps:
                     self.save()
                     return False
                 if time.monotonic() - saved > self.config.training.checkpoint_seconds:
@@ -117,17 +117,18 @@ class Run:
             checkpoint.optimizer_tensors(self.optimizer, tower),
             torch.get_rng_state(),
             {
+                "phase": self.phase,
                 "step": self.step,
                 "batches": self.batches.state_dict(),
                 "precision": self._precision,
-                "fingerprint": self._fingerprint,
+                "fingerprint": self.fingerprint,
             },
         )
-        checkpoint.save(self.config.out, state, self.step)
+        checkpoint.save(self.config.out, state, self.phase, self.step)
 
     def knows(self, state: checkpoint.Checkpoint) -> bool:
         """Return whether a checkpoint was made by this very run: the same config, data and rows."""
-        return bool(state.facts["fingerprint"] == self._fingerprint)
+        return bool(state.facts["fingerprint"] == self.fingerprint)
 
     def resume(self, state: checkpoint.Checkpoint) -> None:
         """Go on where a checkpoint was taken."""
@@ -208,12 +209,19 @@ def rate_factor(step: int, steps: int, config: Config) -> float:
     return final + (1 - final) * max(0.0, (steps - step) / max(1, steps - warm))
 
 
-def _fingerprint(config: Config, train: Split, seen: Int64Array) -> str:
-    """Return a digest of everything that makes a run what it is, except where it is written and how often it is saved."""
+def fingerprint(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> str:
+    """Return a digest of everything that decides what a run learns: settings, texts, labels, versions and threads.
+
+    Where it is written, how often it is saved and what the answers go through afterwards do not.
+    """
     digest = hashlib.sha256()
-    digest.update(config.model_dump_json(exclude={"out": True, "training": {"checkpoint_seconds"}}).encode())
-    for text in train.texts:
-        digest.update(text.encode() + b"\0")
-    for array in (train.positives.indptr, train.positives.indices, seen):
-        digest.update(array.tobytes())
+    left_out = {"name": True, "out": True, "examples": True, "index": True, "rerank": True, "data": True}
+    digest.update(config.model_dump_json(exclude={**left_out, "training": {"checkpoint_seconds"}}).encode())
+    digest.update(f"{torch.__version__} {torch.get_num_threads()}".encode())
+    for split in [train, *([] if validation is None else [validation])]:
+        for text in split.texts:
+            digest.update(text.encode() + b"\0")
+        digest.update(split.positives.indptr.tobytes() + split.positives.indices.tobytes())
+    for label, text in zip(labels.ids, labels.texts, strict=True):
+        digest.update(f"{label}\0{text}\0".encode())
     return digest.hexdigest()

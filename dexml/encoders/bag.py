@@ -33,6 +33,8 @@ FLOOR = 0.1  # the least weight of a feature that stands in every text
 class BagEncoder(Encoder):
     """Word pieces of MiniLM's tokenizer, and bigrams of whole words seen at least `min_df` times."""
 
+    gives = frozenset({"bag"})
+
     def __init__(
         self,
         *,
@@ -44,12 +46,17 @@ class BagEncoder(Encoder):
         self.bigrams = bigrams
         self.min_df = min_df
         self.max_bigrams = max_bigrams
-        self.max_tokens = max_tokens
+        self.limit = max_tokens
         self._tokenizer_file: Path | None = None
         self._tokenizer: Tokenizer | None = None
         self._pieces: dict[int, int] = {}  # number of a word piece -> feature
         self._pairs: dict[str, int] = {}  # "first second" -> feature
         self._rarity = np.zeros(0, dtype=np.float32)  # (features)
+
+    @property
+    def max_tokens(self) -> int:
+        """The option."""
+        return self.limit
 
     def fit(self, texts: Sequence[str]) -> None:
         """Take the vocabulary and document frequencies from `texts`; the order of the texts does not matter."""
@@ -57,9 +64,9 @@ class BagEncoder(Encoder):
         pieces: Counter[int] = Counter()
         pairs: Counter[str] = Counter()
         for encoding in self._encodings(texts):
-            pieces.update(set(encoding.ids[: self.max_tokens]))
+            pieces.update(set(encoding.ids[: self.limit]))
             if self.bigrams:
-                pairs.update(set(_word_pairs(encoding, self.max_tokens)))
+                pairs.update(set(_word_pairs(encoding, self.limit)))
         kept = sorted((pair for pair, df in pairs.items() if df >= self.min_df), key=lambda pair: (-pairs[pair], pair))
         kept = kept[: self.max_bigrams]
         self._pieces = {piece: feature for feature, piece in enumerate(sorted(pieces))}
@@ -134,12 +141,12 @@ class BagEncoder(Encoder):
     def _count(self, encoding: Encoding) -> dict[int, int]:
         """Return feature -> count, in ascending order of features, so that sums do not depend on the word order."""
         counts: Counter[int] = Counter()
-        for piece in encoding.ids[: self.max_tokens]:
+        for piece in encoding.ids[: self.limit]:
             feature = self._pieces.get(piece)
             if feature is not None:
                 counts[feature] += 1
         if self._pairs:
-            for pair in _word_pairs(encoding, self.max_tokens):
+            for pair in _word_pairs(encoding, self.limit):
                 feature = self._pairs.get(pair)
                 if feature is not None:
                     counts[feature] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,8 +15,13 @@ from dexml.types import Features
 class Encoder(ABC):
     """Texts -> features. The same text gives the same features in any batch; options are keyword-only fields."""
 
-    max_tokens: int
-    """How many tokens of a text are read; what follows is cut, and `Features.tokens` tells."""
+    gives: ClassVar[frozenset[str]]
+    """The parts of `Features` that it gives: "bag", "dense" or both."""
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """How many tokens of a text are read; what follows is cut, and `Features.tokens` tells."""
 
     @abstractmethod
     def fit(self, texts: Sequence[str]) -> None:

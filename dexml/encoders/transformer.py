@@ -30,6 +30,8 @@ class TransformerEncoder(Encoder):
     A hub name needs a `revision`; code from a model folder is never run.
     """
 
+    gives = frozenset({"dense"})
+
     def __init__(
         self,
         *,
@@ -42,7 +44,7 @@ class TransformerEncoder(Encoder):
         self.model_name = model
         self.revision = revision
         self.batch = batch
-        self.max_tokens = max_tokens
+        self.wanted_tokens = max_tokens
         self.device = device
         self._model: SentenceTransformer | None = None
 
@@ -52,6 +54,11 @@ class TransformerEncoder(Encoder):
         if self._model is None:
             self._model = self._open()
         return self._model
+
+    @property
+    def max_tokens(self) -> int:
+        """The option, or less where the model reads less; [CLS] and [SEP] count."""
+        return min(self.wanted_tokens, self.model.max_seq_length or self.wanted_tokens)
 
     def fit(self, texts: Sequence[str]) -> None:
         """Open the model; there is nothing to learn."""
@@ -76,7 +83,8 @@ class TransformerEncoder(Encoder):
     @torch.inference_mode()
     def _rows(self, texts: Sequence[str]) -> Tensor:
         rows = self.model.encode(list(texts), batch_size=self.batch, convert_to_tensor=True, show_progress_bar=False)
-        return rows.float().cpu().clone()
+        # Towers sum and turn unit rows, and not every model ends with a Normalize layer.
+        return torch.nn.functional.normalize(rows.float().cpu(), dim=1)
 
     def _rows_fast(self, texts: Sequence[str]) -> Tensor:
         if not fast_bfloat16():
@@ -84,17 +92,19 @@ class TransformerEncoder(Encoder):
         whole = self.model
         self._model = self._open().bfloat16()
         try:
-            return torch.nn.functional.normalize(self._rows(texts), dim=1)
+            return self._rows(texts)
         finally:
             self._model = whole
 
     def _key(self, texts: Sequence[str]) -> str:
-        """Return a digest of the weights, the settings and the texts."""
+        """Return a digest of the weights, the layers' settings, the tokenizer, the prompt and the texts."""
         digest = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        digest.update(f"{self.max_tokens} {fast_bfloat16()} {len(texts)}".encode())
+        prompt = self.model.prompts.get(self.model.default_prompt_name or "", "")
+        digest.update(f"{self.model!r} {prompt!r} {self.max_tokens} {fast_bfloat16()} {len(texts)}".encode())
+        digest.update(self.model.tokenizer.backend_tokenizer.to_str().encode())
         for text in texts:
             digest.update(text.encode() + b"\0")
         return digest.hexdigest()
@@ -106,31 +116,35 @@ class TransformerEncoder(Encoder):
             raise InputError(f"encoder.model: {self.model_name} does not say its embedding dimension")
         return int(width)
 
-    def save(self, folder: Path) -> None:
-        """Write the model as a plain sentence-transformers folder."""
-        self.model.save(str(folder), create_model_card=False)
+    def save(self, folder: Path, linear: tuple[Tensor, Tensor] | None = None) -> None:
+        """Write the model as a plain sentence-transformers folder that ends with unit rows.
+
+        `linear`, a weight (D, D) and a bias (D) that a tower applies to the unit rows, becomes a Dense layer.
+        """
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+        layers: list[torch.nn.Module] = list(self.model.children())
+        if not isinstance(layers[-1], Normalize):
+            layers.append(Normalize())
+        if linear is not None:
+            weight, bias = linear
+            dense = Dense(weight.shape[1], weight.shape[0], activation_function=torch.nn.Identity())
+            with torch.no_grad():
+                dense.linear.weight.copy_(weight)
+                dense.linear.bias.copy_(bias)
+            layers += [dense, Normalize()]
+        # A model of its own around the same layers: the one in use must not grow by being saved.
+        prompts = {name: prompt for name, prompt in self.model.prompts.items() if prompt is not None}
+        saved = SentenceTransformer(
+            modules=layers, device=self.device, prompts=prompts, default_prompt_name=self.model.default_prompt_name
+        )
+        saved.save(str(folder), create_model_card=False)
 
     def load(self, folder: Path) -> None:
         """Open the model in `folder`."""
         self.model_name = str(folder)
         self._model = None
-
-    def end_with_unit_rows(self) -> None:
-        """Add a Normalize layer unless the model ends with one."""
-        from sentence_transformers.sentence_transformer.modules import Normalize
-
-        if not isinstance(self.model[-1], Normalize):
-            self.model.append(Normalize())
-
-    def append_linear(self, weight: Tensor, bias: Tensor) -> None:
-        """Add `weight` (D, D) and `bias` (D) as a Dense layer: a standard model, merged and done."""
-        from sentence_transformers.sentence_transformer.modules import Dense
-
-        layer = Dense(in_features=weight.shape[1], out_features=weight.shape[0], activation_function=torch.nn.Identity())
-        with torch.no_grad():
-            layer.linear.weight.copy_(weight)
-            layer.linear.bias.copy_(bias)
-        self.model.append(layer)
 
     def _open(self) -> SentenceTransformer:
         name = str(minilm.locate()) if self.model_name == "minilm" else self.model_name
@@ -149,5 +163,5 @@ class TransformerEncoder(Encoder):
             )
         except (OSError, ValueError) as error:
             raise InputError(f"encoder.model: {name} cannot be opened: {str(error).splitlines()[0]}") from None
-        model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
+        model.max_seq_length = min(self.wanted_tokens, model.max_seq_length or self.wanted_tokens)
         return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class Tower(nn.Module, ABC):
     """
 
     dimension: int
+    reads: ClassVar[frozenset[str]]
+    """The parts of `Features` that it needs: "bag", "dense" or both."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,6 +16,8 @@ from dexml.types import Features
 class IdentityTower(Tower):
     """norm(m) for dense features m (N, D)."""
 
+    reads = frozenset({"dense"})
+
     def __init__(self, encoder: Encoder, *, free_rate: Annotated[float, Gt(0)] = 5e-3) -> None:
         super().__init__()
         self.dimension = encoder.width()
@@ -26,6 +28,10 @@ class IdentityTower(Tower):
         if features.dense is None:
             raise ValueError("the tower 'identity' needs an encoder that gives dense features, such as 'transformer'")
         return normalize(features.dense, dim=1)
+
+    def merged(self) -> None:
+        """Return None: there is no layer to merge."""
+        return None
 
     def rate(self, parameter: str) -> float:
         """Return the learning rate of `free`."""

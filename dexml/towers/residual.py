@@ -17,6 +17,8 @@ from dexml.types import Features
 class ResidualTower(Tower):
     """norm(m + A·m + b) for dense features m (N, D); A and b start at 0, so that training starts from the encoder itself."""
 
+    reads = frozenset({"dense"})
+
     def __init__(
         self,
         encoder: Encoder,

@@ -21,6 +21,8 @@ class SummedTower(Tower):
     A, b and f start at 0 and g at 1 (kept as its logarithm). Labels have no A and b of their own: they bring nothing there.
     """
 
+    reads = frozenset({"bag", "dense"})
+
     def __init__(
         self,
         encoder: Encoder,

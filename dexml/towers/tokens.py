@@ -21,6 +21,8 @@ class TokenTower(Tower):
     feature of a query is dropped with probability `dropout`, without rescaling: the row is normalised anyway.
     """
 
+    reads = frozenset({"bag"})
+
     def __init__(
         self,
         encoder: Encoder,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ def test_it_opens_by_its_own_folder_and_by_the_run(tiny_bundle: Path):
     opened = Bundle.open(tiny_bundle)
     assert opened.embeddings.shape == (10, 32)
     assert opened.train_counts.sum() > 0
-    assert opened.manifest["training"]["finished"] is True
+    assert opened.manifest.training.finished is True
 
 
 def test_every_file_is_guarded_byte_by_byte(bundle: Path):
@@ -58,9 +60,9 @@ def test_a_file_that_does_not_belong_is_refused(bundle: Path):
     [
         (b"{", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b"[]", "schema 'list'"),
-        (b'{"schema": 99}', "schema 99"),
-        (b'{"schema": 1}', "missing"),
+        (b"[]", "schema None"),
+        (b'{"schema_version": 99}', "schema 99"),
+        (b'{"schema_version": 1}', "damaged"),
     ],
 )
 def test_a_damaged_manifest_is_one_line(bundle: Path, content: bytes, message: str):
@@ -68,6 +70,67 @@ def test_a_damaged_manifest_is_one_line(bundle: Path, content: bytes, message: s
     with pytest.raises(InputError, match=message) as caught:
         Bundle.open(bundle)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0.94),
+        ("temperature", "x"),
+        ("files", []),
+        ("index", "faiss"),
+        ("rerank", {}),
+        ("created", None),
+        ("name", "y"),
+    ],
+)
+def test_any_change_of_the_manifest_itself_is_found(bundle: Path, field: str, value: object):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest[field] = value
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"manifest\.json.*(changed|damaged)"):
+        Bundle.open(bundle)
+    del manifest[field]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"manifest\.json.*(changed|damaged)"):
+        Bundle.open(bundle)
+
+
+def test_hidden_files_of_a_desktop_do_no_harm(bundle: Path):
+    (bundle / ".DS_Store").write_bytes(b"x")
+    Bundle.open(bundle)
+
+
+def test_a_crash_between_the_two_renames_leaves_the_old_bundle(bundle: Path):
+    bundle.rename(bundle.with_name("bundle.old"))
+    assert len(Bundle.open(bundle.parent).labels) == 10
+
+
+def test_a_full_disk_is_told_and_the_old_bundle_stays(tiny_bundle: Path, bundle: Path):
+    """A limit on the size of files, set in a process of its own, is how a disk is full without root."""
+    probe = f"""
+import resource, sys
+from pathlib import Path
+from dexml.bundle import Bundle, publish
+from dexml.errors import InputError
+opened = Bundle.open(Path({str(tiny_bundle)!r}))
+model = opened.model()
+facts = {{key: getattr(opened.manifest, key) for key in ("name", "temperature", "index", "rerank", "data", "training")}}
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in (0, 100, 1000, 100_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        publish(Path({str(bundle)!r}), model, opened.labels, opened.train_counts, opened.embeddings, facts, lambda _: None)
+    except InputError as error:
+        assert "cannot be written" in str(error), error
+    else:
+        sys.exit(f"no error under a limit of {{limit}} bytes")
+"""
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in bundle.parent.rglob("*") if path.is_file()} == before
 
 
 def test_a_folder_without_a_bundle_says_how_to_make_one(tmp_path: Path):
@@ -81,7 +144,7 @@ def test_publishing_again_replaces_the_old_bundle_and_leaves_nothing_behind(tiny
     from dexml.bundle import publish
 
     opened = Bundle.open(tiny_bundle)
-    facts = {key: opened.manifest[key] for key in ("name", "temperature", "index", "rerank", "data", "training")}
+    facts = {key: getattr(opened.manifest, key) for key in ("name", "temperature", "index", "rerank", "data", "training")}
     for factor in (1.0, -1.0):
         publish(
             tmp_path / "again",

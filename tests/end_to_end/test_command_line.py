@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from dexml.__main__ import main
+from dexml.manifest import verify
+from index.retriever import Retriever
 
 DEXML = [sys.executable, "-m", "dexml"]
 
@@ -98,16 +99,16 @@ def test_bad_bundles_and_numbers(refused, tiny_bundle: Path, tmp_path: Path):
         ("training.batch=0", "greater than or equal to 1"),
         ("seed=x", "seed"),
         ("data.path=/nowhere", "/nowhere does not exist"),
-        ("index.factory=Nonsense", "FAISS refuses 'Nonsense'"),
+        ("encoder.name=transformer", "towers that can: residual, identity"),
+        ("loss.temperature=inf", "finite"),
+        ("data.propensity=[0.5, -3]", "greater than or equal to 0"),
+        ("seed=99999999999999999999", "seed"),
+        ("out=/proc/x", "out"),
         ("oops", "expected section.key=value"),
     ],
 )
 def test_bad_settings(refused, tiny_config: Path, tmp_path: Path, setting: str, message: str):
     arguments = ["train", tiny_config, "--set", f"out={tmp_path}", "--set", setting]
-    if "factory" in setting:
-        done = run(*arguments, "--set", "index.name=faiss")
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-        return
     assert message in refused(*arguments)
 
 
@@ -133,35 +134,118 @@ def test_bad_data(refused, tiny_config: Path, tiny_data: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists(), "nothing is written before the data is read"
 
 
-SLOW = ["--set", "training.epochs=4000", "--set", "validation.fraction=0"]
-
-
-def interrupted(config: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    """Train for a long time, press Ctrl-C once it runs, and return what is left of the process."""
-    command = [*DEXML, "train", str(config), "--set", f"out={out}", *SLOW]
+def interrupted(config: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """Train, press Ctrl-C once the second epoch is reported, and return what is left of the process."""
+    command = [*DEXML, "train", str(config), "--set", f"out={out}", *settings]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
     while "epoch 2/" not in said:
         said += process.stderr.readline()
         assert process.poll() is None, said
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     return subprocess.CompletedProcess(command, process.returncode, output, said + errors)
 
 
-def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config: Path, tmp_path: Path):
-    stopped = interrupted(tiny_config, tmp_path)
+@pytest.mark.parametrize("phases", [1, 2])
+def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config: Path, tmp_path: Path, phases: int):
+    settings = ["--set", "training.epochs=400"]
+    if phases == 2:  # a watched run, and then a refit on all rows
+        settings += ["--set", "validation.fraction=0.3", "--set", "validation.refit=true"]
+    stopped = interrupted(tiny_config, tmp_path / "cut", *settings)
     assert stopped.returncode == 130, stopped.stderr
     assert "Traceback" not in stopped.stderr and "--resume" in stopped.stderr
-    assert json.loads(run("search", tmp_path, "sort an array", "--json").stdout)
-    assert json.loads(run("info", tmp_path).stdout)["training"]["finished"] is False
-    checkpoints = sorted((tmp_path / "checkpoints").iterdir())
-    assert len(checkpoints) == 1
-    other = run("train", tiny_config, "--set", f"out={tmp_path}", "--set", "training.epochs=5", "--resume")
+    assert not verify(tmp_path / "cut")[1].training.finished
+    assert Retriever.open(tmp_path / "cut").search(["sort an array"], 1).topk.ids.shape == (1, 1)
+    assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
+    other = run("train", tiny_config, "--set", f"out={tmp_path / 'cut'}", "--set", "training.epochs=5", "--resume")
     assert other.returncode == 2 and "another config" in other.stderr
-    assert run("train", tiny_config, "--set", f"out={tmp_path / 'empty'}", "--resume").returncode == 2
+
+    rest = run("train", tiny_config, "--set", f"out={tmp_path / 'cut'}", *settings, "--resume")
+    assert rest.returncode == 0 and "resumed at step" in rest.stderr, rest.stderr
+    whole = run("train", tiny_config, "--set", f"out={tmp_path / 'whole'}", *settings)
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stderr.count("epoch 400/400") == phases
+    for name in ("encoder/tower.safetensors", "embeddings.safetensors"):
+        assert (tmp_path / "cut" / "bundle" / name).read_bytes() == (tmp_path / "whole" / "bundle" / name).read_bytes(), name
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def main_ok(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+
+
+def test_a_finished_run_is_not_made_again_if_not_needed(tiny_config: Path, tiny_data: Path, tmp_path: Path, capsys):
+    def train(*settings: str) -> str:
+        main_ok(["train", str(tiny_config), "--set", f"out={tmp_path / 'run'}", "--if-needed", *settings])
+        return capsys.readouterr().err
+
+    assert "done in" in train()
+    assert "up to date" in train()
+    assert "done in" in train("--set", "seed=1")
+    assert "done in" in train("--set", "seed=1", "--set", "index.name=exact")
+    assert "up to date" in train("--set", "seed=1", "--set", "index.name=exact")
+    (tmp_path / "run" / "bundle" / "labels.jsonl").write_text("damaged")
+    assert "done in" in train("--set", "seed=1", "--set", "index.name=exact")
+
+
+def test_a_failing_export_loses_no_training(tiny_config: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    (out / "bundle.old").mkdir(parents=True)
+    (out / "bundle.tmp").write_text("a file where the new bundle is to be filled")
+    done = run("train", tiny_config, "--set", f"out={out}")
+    assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    (out / "bundle.tmp").unlink()
+    done = run("train", tiny_config, "--set", f"out={out}", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert verify(out)[1].training.finished
+
+
+def test_brackets_in_texts_and_paths_are_no_markup(tiny_config: Path, tiny_data: Path, tmp_path: Path, capsys):
+    data = Path(shutil.copytree(tiny_data, tmp_path / "[bold]data"))
+    labels = (data / "labels.jsonl").read_text().replace("sorting and ordering of arrays", "sorting [/x] a[i] of arrays")
+    (data / "labels.jsonl").write_text(labels)
+    out = tmp_path / "[red]run"
+    main_ok(["train", str(tiny_config), "--set", f"data.path={data}", "--set", f"out={out}"])
+    assert "[bold]data" in capsys.readouterr().err
+    main_ok(["search", str(out), "sorting arrays", "-k", "1"])
+    assert "[/x] a[i]" in capsys.readouterr().out
+    main_ok(["evaluate", str(out), "--split", "test"])
+
+
+def test_a_text_of_unknown_words_has_no_answers(tiny_bundle: Path, capsys):
+    main_ok(["search", str(tiny_bundle), "日本語", "--json"])
+    output, errors = capsys.readouterr()
+    assert json.loads(output) == [] and "no word of this text is known" in errors
+
+
+def test_more_labels_than_there_are_is_no_problem(tiny_bundle: Path, capsys):
+    main_ok(["search", str(tiny_bundle), "sorting arrays", "-k", "1000000000000", "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 10
+
+
+def test_where_figures_cannot_go_is_told_before_the_work(refused, tiny_bundle: Path, tmp_path: Path):
+    assert "is a folder" in refused("evaluate", tiny_bundle, "--json", tmp_path)
+    assert "does not exist" in refused("evaluate", tiny_bundle, "--json", tmp_path / "nowhere" / "x.json")
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True)
+    main_ok(["evaluate", str(tiny_bundle), "--json", str(tmp_path / "pipe")])
+    assert json.loads(reader.communicate(timeout=20)[0])["P@1"] == 100
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("factory", ["Nonsense", "IVF64,Flat"])
+def test_an_index_that_cannot_be_built_is_refused_before_training(
+    tiny_config: Path, tmp_path: Path, factory: str, capsys: pytest.CaptureFixture[str]
+):
+    settings = ["--set", f"out={tmp_path}", "--set", "index.name=faiss", "--set", f"index.factory={factory}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tiny_config), *settings])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "index.factory" in said and "epoch 1/" not in said
 
 
 def test_sentence_transformers_opens_the_encoder_without_trusting_it(tiny_bundle: Path):

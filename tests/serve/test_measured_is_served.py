@@ -16,7 +16,7 @@ from training.evaluate import evaluate
 def test_evaluation_and_http_agree(real, tiny_bundle: Path, tiny_data: Path):
     retriever = Retriever.open(tiny_bundle)
     split = open_format(tiny_data).read("test")
-    measured = evaluate(retriever, split, metrics.DEFAULT_PROPENSITY, lambda rows: None)
+    measured = evaluate(retriever, retriever.labels, split, metrics.DEFAULT_PROPENSITY, lambda rows: None)
     reply = real.post({"queries": list(split.texts), "top_k": 10, "candidates": 200, "normalize": "topk"})
     assert reply.status == 200
     number = {label: row for row, label in enumerate(retriever.labels.ids)}

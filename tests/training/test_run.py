@@ -11,7 +11,8 @@ import torch
 
 from data import open_format
 from dexml.config import load
-from dexml.types import Split
+from dexml.errors import InputError
+from dexml.types import LabelTable, Split
 from training import checkpoint
 from training.config import Config, settle
 from training.run import Progress, Run, hold_out, rate_factor
@@ -51,13 +52,10 @@ def test_a_resumed_run_ends_with_bitwise_the_same_weights(tiny_config: Path, tmp
     assert whole.go(ignore)
     cut, _ = make(tiny_config, tmp_path / "cut", "validation.fraction=0.2")
 
-    def pull_the_plug(progress: Progress) -> None:
-        cut.interrupt = progress.step == stop
-
-    assert not cut.go(pull_the_plug)
+    assert not cut.go(ignore, lambda: cut.step == stop)
     rest, _ = make(tiny_config, tmp_path / "cut", "validation.fraction=0.2")
     state = checkpoint.newest(tmp_path / "cut")
-    assert rest.knows(state)
+    assert state is not None and rest.knows(state)
     rest.resume(state)
     assert rest.step == stop
     assert rest.go(ignore)
@@ -67,19 +65,54 @@ def test_a_resumed_run_ends_with_bitwise_the_same_weights(tiny_config: Path, tmp
 def test_a_checkpoint_of_other_data_is_not_known(tiny_config: Path, tmp_path: Path):
     run, split = make(tiny_config, tmp_path)
     run.save()
-    assert run.knows(checkpoint.newest(tmp_path))
-    fewer = Run(run.config, run.labels, split.take(np.arange(len(split) - 1)), None)
-    assert not fewer.knows(checkpoint.newest(tmp_path))
+    state = checkpoint.newest(tmp_path)
+    assert state is not None and run.knows(state)
+    assert not Run(run.config, run.labels, split.take(np.arange(len(split) - 1)), None).knows(state)
+    other_texts = LabelTable(run.labels.ids, tuple(f"{text} really" for text in run.labels.texts))
+    assert not Run(run.config, other_texts, split, None).knows(state)
 
 
-def test_only_the_newest_checkpoint_is_kept_and_a_half_written_one_is_passed_over(tiny_config: Path, tmp_path: Path):
+def saved(out: Path) -> tuple[int, int]:
+    state = checkpoint.newest(out)
+    assert state is not None
+    return state.facts["phase"], state.facts["step"]
+
+
+def test_only_the_last_checkpoint_is_kept_and_a_half_written_one_is_passed_over(tiny_config: Path, tmp_path: Path):
     run, _ = make(tiny_config, tmp_path)
-    for step in (1, 2, 3):
-        run.step = step
+    assert checkpoint.newest(tmp_path) is None
+    for phase, step in ((1, 2), (1, 9), (2, 1), (2, 3)):
+        run.phase, run.step = phase, step
         run.save()
-    (tmp_path / "checkpoints" / "step_00000009.123.tmp").mkdir()
-    assert checkpoint.newest(tmp_path).facts["step"] == 3
-    assert len(list((tmp_path / "checkpoints").glob("step_*"))) == 2
+        assert saved(tmp_path) == (phase, step), "the refit's first step is newer than the watched run's last"
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    (tmp_path / "checkpoints" / "phase_2_step_00000009.tmp").mkdir()
+    assert saved(tmp_path) == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["parameters.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_refused(tiny_config: Path, tmp_path: Path, name: str):
+    run, _ = make(tiny_config, tmp_path)
+    run.save()
+    path = next((tmp_path / "checkpoints").glob(f"*/{name}"))
+    content = path.read_bytes()
+    if name == "state.json":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"changed|damaged"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tiny_config: Path, tmp_path: Path):
+    run, _ = make(tiny_config, tmp_path)
+    run.step = 1
+    run.save()
+    (tmp_path / "checkpoints" / "phase_1_step_00000002").write_text("a file where a folder should be")
+    run.step = 2
+    with pytest.raises(InputError, match="cannot be written"):
+        run.save()
+    assert saved(tmp_path) == (1, 1)
 
 
 def test_validation_rows_are_not_trained_on_and_are_reported_each_epoch(tiny_config: Path, tmp_path: Path):
