@@ -132,7 +132,7 @@ def test_features_are_computed_once_and_a_damaged_cache_is_computed_again(tmp_pa
 def test_minilm_with_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.setattr(minilm, "_installed", lambda: tmp_path)
-    with pytest.raises(InputError, match="not those of"):
+    with pytest.raises(InputError, match="is not the file of"):
         minilm.locate()
 
 
