@@ -10,6 +10,7 @@ from dexml.types import Problem
 KERNELS: Table[Kernels] = Table(
     "kernel backend",
     {
+        "triton": "dexml.kernels.triton_gpu:TritonKernels",
         "numba": "dexml.kernels.numba_cpu:NumbaKernels",
         "reference": "dexml.kernels.reference:ReferenceKernels",
     },
