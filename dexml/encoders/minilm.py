@@ -76,7 +76,10 @@ def _from_hub() -> Path:
 @torch.inference_mode()
 def _distil(folder: Path, batch: int = 1024) -> Tensor:
     from transformers import BertModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
     model.train(False)
     pieces = torch.arange(model.config.vocab_size)
