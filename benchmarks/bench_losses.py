@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import describe, write_result
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.machine import describe, write_result
 from dexml.losses import LOSSES
 from dexml.types import Positives
 
@@ -43,7 +43,7 @@ def naive_softmax(queries: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 
 def naive_bce(queries: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """torch's binary cross-entropy with logits."""
+    """Torch's binary cross-entropy with logits."""
     return torch.nn.functional.binary_cross_entropy_with_logits(queries @ labels.T / T, mask.float())
 
 
@@ -59,7 +59,7 @@ class _Threshold(torch.autograd.Function):
         return torch.sigmoid(ALPHA * (scores + middle)).log()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]  # noqa: ANN001
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
         scores, t = ctx.saved_tensors
         sigmoid = torch.sigmoid(ALPHA * (scores + t))
         slopes, pulls = ALPHA * sigmoid * (1 - sigmoid), gradient * ALPHA * (1 - sigmoid)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numba
@@ -27,10 +29,11 @@ from dexml.types import Positives, Problem, TopK
 log = logging.getLogger(__name__)
 
 SLAB = 256  # queries that share one pass
-SAMPLE = 4096  # labels, at least, that correct the log-partition of an approximate pass
-SMALL = 4 * SAMPLE  # labels below which a copy does not pay
+SAMPLE = 2048  # labels, at least, that correct the log-partition of an approximate pass
+SMALL = 8 * SAMPLE  # labels below which a copy does not pay
 TOLERANCE = 1e-4 / 4  # of the standard error of log_z, a quarter of what is promised
 ROWS_UP_TO = 4  # queries for which a matrix-vector loop is fastest (docs/adr/0004)
+ALONE_UP_TO = 64  # queries for which torch's part of a pass runs on one thread
 PRODUCT = 1 << 20  # scores of a float32 block
 # Numba's default threading layer aborts the process when two Python threads enter it at once.
 _one_at_a_time = threading.Lock()
@@ -107,7 +110,7 @@ class NumbaKernels(Kernels):
         return TopK(torch.from_numpy(ordered), torch.from_numpy(scores), torch.from_numpy(log_z))
 
     def softmax(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return the softmax of scores/τ over the last axis."""
+        """Return the reference's, in float64 inside: float32 loses a part in 10^5 where an exponent is near −100."""
         return ReferenceKernels().softmax(scores, temperature)
 
     def negative_lse(self, queries: Tensor, labels: Tensor, positives: Positives, temperature: float) -> Tensor:
@@ -123,7 +126,10 @@ class NumbaKernels(Kernels):
         if rounded is None:
             answer, _ = _exact_pass(rows, prepared, k, temperature)
             return answer
-        answer, doubt = _rounded_pass(rows, prepared, rounded, k, temperature)
+        with _one_at_a_time:
+            parts = _threads()
+            with _one_torch_thread() if len(rows) <= ALONE_UP_TO else nullcontext():
+                answer, doubt = _rounded_pass(rows, prepared, rounded, k, temperature, parts)
         doubtful = torch.from_numpy(np.flatnonzero(~(doubt <= TOLERANCE)))
         if len(doubtful):
             self.rescanned += len(doubtful)
@@ -139,6 +145,17 @@ def _threads() -> int:
     count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(count)
     return int(count)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch's pool asleep: its threads spin for milliseconds after a product, on the cores that numba's then need."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _units(rows: Tensor) -> Tensor:
@@ -206,7 +223,7 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
 
 
 def _rounded_pass(
-    rows: Tensor, prepared: Prepared, rounded: Rounded, k: int, temperature: float
+    rows: Tensor, prepared: Prepared, rounded: Rounded, k: int, temperature: float, parts: int
 ) -> tuple[TopK, npt.NDArray[np.float64]]:
     """Scan the int16 copy, and a sample of the float32 rows that corrects the log-partition."""
     labels, (batch, width) = prepared.labels, rows.shape
@@ -231,16 +248,15 @@ def _rounded_pass(
     bars = None
     if call.k <= len(sample):  # the k-th best of the sample is the first bar
         bars = (torch.topk(sampled, call.k, dim=1).values[:, -1] - 2 * error).numpy()
-    with _one_at_a_time:
-        state = numba_scan.new_state(_threads(), batch, call.k, top, bars)
-        if batch <= ROWS_UP_TO:
-            vectors, units = np.zeros((1 if batch == 1 else ROWS_UP_TO, padded), np.int16), np.zeros(ROWS_UP_TO, np.float32)
-            vectors[:batch, :width], units[:batch] = near.numpy(), (steps * rounded.unit).numpy()
-            numba_scan.scan_rows(call, state, rounded.rows, vectors, units)
-        else:
-            packed, units = _pack(near, steps * rounded.unit, padded, 16 if batch <= 16 else 32)
-            numba_scan.scan_tiles(call, state, rounded.rows, packed, units)
-        return _finish(call, state, k, sampled, spread)
+    state = numba_scan.new_state(parts, batch, call.k, top, bars)
+    if batch <= ROWS_UP_TO:
+        vectors, units = np.zeros((1 if batch == 1 else ROWS_UP_TO, padded), np.int16), np.zeros(ROWS_UP_TO, np.float32)
+        vectors[:batch, :width], units[:batch] = near.numpy(), (steps * rounded.unit).numpy()
+        numba_scan.scan_rows(call, state, rounded.rows, vectors, units)
+    else:
+        packed, units = _pack(near, steps * rounded.unit, padded, 16 if batch <= 16 else 32)
+        numba_scan.scan_tiles(call, state, rounded.rows, packed, units)
+    return _finish(call, state, k, sampled, spread)
 
 
 def _pack(rows: Tensor, steps: Tensor, padded: int, lanes: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from dexml.kernels.instructions import absorb, lane_maximum, lowest_bit, rows_by_1, rows_by_4, tile_of_16, tile_of_32
+from dexml.kernels.instructions import absorb, lane_maximum, lowest_bit, prefetch, row_by_1, row_by_4, tile_of_16, tile_of_32
 
 BLOCK = 256  # labels whose scores are in cache at once
+AHEAD = 32  # rows that are asked for before their turn
 
 
 class State(NamedTuple):
@@ -206,9 +207,12 @@ def scan_tiles(call: Call, state: State, copy: Any, packed: Any, units: Any) -> 
                 unit = units.ctypes.data + group * width * 4
                 if width == 32:
                     for n in range(0, filled, 8):
+                        if group == 0:
+                            prefetch(copy.ctypes.data + (first + n + AHEAD) * stride, stride // 8)
                         tile_of_32(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, unit, out + 128 * n)
                 else:
                     for n in range(0, filled, 16):
+                        prefetch(copy.ctypes.data + (first + n + AHEAD) * stride, stride // 4)
                         tile_of_16(copy.ctypes.data + (first + n) * stride, stride, queries, pairs, unit, out + 64 * n)
                 for lane in range(0, min(width, batch - group * width), 16):
                     _take_lanes(call, state, part, group * width + lane, scores, lane, first, filled, work, flags)
@@ -229,11 +233,11 @@ def scan_rows(call: Call, state: State, copy: Any, vectors: Any, units: Any) -> 
             filled = min(4 * BLOCK, count - first)
             start = copy.ctypes.data + first * stride
             if len(vectors) == 1:
-                for n in range(0, filled, 8):
-                    rows_by_1(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
+                for n in range(filled):
+                    row_by_1(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
             else:
-                for n in range(0, filled, 4):
-                    rows_by_4(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
+                for n in range(filled):
+                    row_by_4(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
             for row in range(batch):
                 take_row(call, state, part, row, scores[row], first, filled, work, flags)
 
