@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-from data.lines import text_fault
+from data.lines import complaint, id_complaint
 from dexml.errors import InputError
 from dexml.types import LabelTable, Split
 
@@ -41,14 +41,17 @@ class Format(ABC):
 
 
 def check_writable(labels: LabelTable, splits: Mapping[str, Split]) -> None:
-    """Raise InputError unless every text can be read back and every split counts its labels as the table does.
+    """Raise InputError unless every id and text can be read back and every split counts its labels as the table does.
 
     Weights of positives have no place in these formats: they raise ValueError rather than vanish.
     """
     for what, texts in (("labels", labels.texts), *((name, split.texts) for name, split in splits.items())):
         for row, text in enumerate(texts):
-            if fault := text_fault(text):
+            if fault := complaint(text):
                 raise InputError(f"{what}, row {row}: {fault}")
+    for row, name in enumerate(labels.ids):
+        if fault := id_complaint(name):
+            raise InputError(f"labels, row {row}: {fault}")
     for name, split in splits.items():
         if split.positives.num_labels != len(labels):
             raise InputError(f"{name}: positives over {split.positives.num_labels} labels, the table has {len(labels)}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.format import Format, check_writable
-from data.lines import excerpt, read_lines, staged, text_fault
+from data.lines import complaint, excerpt, id_complaint, read_lines, staged
 from dexml.errors import InputError
 from dexml.table import unknown
 from dexml.types import LabelTable, Positives, Split
@@ -28,7 +28,8 @@ class JsonLines(Format):
     """`labels.jsonl` of {"id", "text"} and `NAME.jsonl` of {"text", "labels", "excluded"?}; `.jsonl.gz` is read too.
 
     A label is named by its id, or by its text where no id matches and one label alone has that text. Ids may be written
-    as integers; they are strings inside. Fields of other names are left alone, blank lines are skipped.
+    as integers; they are strings inside, of 1 to 256 bytes of UTF-8 without control characters. Fields of other names are
+    left alone, blank lines are skipped.
     """
 
     def __init__(self, root: Path) -> None:
@@ -77,8 +78,6 @@ class JsonLines(Format):
             if name == _LABELS or not _SPLIT_NAME.fullmatch(name):
                 raise InputError(f"split {name!r}: letters, digits, '.', '_' and '-' are allowed, and not 'labels'")
         check_writable(labels, splits)
-        if "" in labels.ids:
-            raise InputError(f"labels, row {labels.ids.index('')}: the id is empty")
         for name in cls(root).splits() if root.is_dir() else ():
             if name not in splits:
                 raise InputError(f"{root}: already holds the split {name!r}, which would not fit the new labels")
@@ -100,8 +99,8 @@ class JsonLines(Format):
             for where, row in _objects(path):
                 value = _field(row, "id", where)
                 name = _name(value, f"{where}, id")
-                if not name:
-                    raise InputError(f"{where}, id: the id is empty")
+                if fault := id_complaint(name):
+                    raise InputError(f"{where}, id: {fault}")
                 if name in ids:
                     raise InputError(f"{where}, id: {excerpt(name)} was given before, as label {ids[name]} (from 0)")
                 ids[name] = len(ids)
@@ -200,7 +199,7 @@ def _text(row: dict[str, Any], where: str) -> str:
     text = _field(row, "text", where)
     if not isinstance(text, str):
         raise InputError(f"{where}, text: a string is needed, got {excerpt(text)}")
-    if fault := text_fault(text):
+    if fault := complaint(text):
         raise InputError(f"{where}, text: {fault}")
     return text
 

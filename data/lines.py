@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dexml.errors import InputError
+from dexml.text import TextFault, id_fault, text_fault
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -51,22 +50,29 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
-    """Return the lines of `path`, one text each. Raises InputError for a blank one, besides `read_lines`' own."""
+    """Return the lines of `path`, one text each. Raises InputError for one that `complaint` has, besides `read_lines`' own."""
     texts: list[str] = []
     for number, text in enumerate(read_lines(path), 1):
-        if not text.strip():
-            raise InputError(f"{path}, line {number}: the text is empty")
+        if fault := complaint(text):
+            raise InputError(f"{path}, line {number}: {fault}")
         texts.append(text)
     return tuple(texts)
 
 
-def text_fault(text: str) -> str | None:
-    """Return why `text` can be neither encoded nor written, or None: it is blank or holds half a surrogate pair."""
-    if not text.strip():
-        return "the text is empty"
-    if not text.isascii() and _SURROGATE.search(text):
-        return f"the text {excerpt(text)} holds half a surrogate pair"
-    return None
+def complaint(text: str) -> str | None:
+    """Return what is wrong with `text` as a sentence that shows it, or None; see `dexml.text.text_fault`."""
+    fault = text_fault(text)
+    return None if fault is None else _sentence("text", text, fault)
+
+
+def id_complaint(name: str) -> str | None:
+    """Return what is wrong with the label id `name` as a sentence that shows it, or None; see `dexml.text.id_fault`."""
+    fault = id_fault(name)
+    return None if fault is None else _sentence("id", name, fault)
+
+
+def _sentence(what: str, value: str, fault: TextFault) -> str:
+    return f"the {what}{f' {excerpt(value)}' if value.strip() else ''} {fault.words}"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data.jsonl import JsonLines
 from dexml.errors import InputError
+from dexml.text import text_fault
 from dexml.types import LabelTable, Positives, Split
 
 LABELS = [
@@ -108,6 +109,8 @@ def test_damaged_gzip(root: Path, cut: bytes):
         ({"text": None, "labels": []}, "line 2, text: a string is needed, got None"),
         ({"text": "", "labels": []}, "line 2, text: the text is empty"),
         ({"text": " \n\t", "labels": []}, "line 2, text: the text is empty"),
+        ({"text": " \u200b\u00ad", "labels": []}, "line 2, text: the text ' \\u200b\\xad' is empty"),
+        ({"text": "a\0b", "labels": []}, "line 2, text: the text 'a\\x00b' holds the character U+0000"),
         ('{"text": "a\\ud800", "labels": []}', "line 2, text: the text 'a\\ud800' holds half a surrogate pair"),
         ({"text": "a", "labels": "L1"}, "line 2, labels: a list of label ids is needed, got 'L1'"),
         ({"text": "a", "labels": ["L1", 1.5]}, "line 2, labels[1]: a string or an integer is needed, got 1.5"),
@@ -135,6 +138,14 @@ def test_bad_rows(root: Path, row: object, expected: str):
     [
         ({"id": "L0", "text": "a"}, "line 2, id: 'L0' was given before, as label 0 (from 0)"),
         ({"id": "", "text": "a"}, "line 2, id: the id is empty"),
+        ('{"id": "\\ud800", "text": "a"}', "line 2, id: the id '\\ud800' holds half a surrogate pair"),
+        ({"id": "a\0", "text": "a"}, "line 2, id: the id 'a\\x00' holds the control character U+0000"),
+        ({"id": "a\nb", "text": "a"}, "line 2, id: the id 'a\\nb' holds the control character U+000A"),
+        ({"id": "a\x85b", "text": "a"}, "line 2, id: the id 'a\\x85b' holds the control character U+0085"),
+        ({"id": "é" * 129, "text": "a"}, f"line 2, id: the id '{'é' * 58}… has 258 bytes of UTF-8; 256 are allowed"),
+        ({"id": 10**256, "text": "a"}, f"line 2, id: the id '1{'0' * 57}… has 257 bytes of UTF-8; 256 are allowed"),
+        ('{"id": "b", "text": "\\ud800"}', "line 2, text: the text '\\ud800' holds half a surrogate pair"),
+        ({"id": "b", "text": "\0"}, "line 2, text: the text '\\x00' holds the character U+0000"),
         ({"id": 1.0, "text": "a"}, "line 2, id: a string or an integer is needed, got 1.0"),
         ({"id": False, "text": "a"}, "line 2, id: a string or an integer is needed, got False"),
         ({"id": "a"}, "line 2: the field 'text' is missing (there: 'id')"),
@@ -144,6 +155,20 @@ def test_bad_rows(root: Path, row: object, expected: str):
 )
 def test_bad_labels(root: Path, row: object, expected: str):
     assert complaint(root, row, labels=True) == f"ROOT/labels.jsonl, {expected}"
+
+
+def test_the_longest_id_and_every_script(root: Path):
+    ids = ["é" * 128, "x" * 256, " ", "名前 🎉", "a\u2028b", "\u200b"]
+    (root / "labels.jsonl").write_text(dump([{"id": name, "text": "t"} for name in ids]))
+    assert JsonLines(root).labels().ids == tuple(ids)
+
+
+@pytest.mark.parametrize("name", ["", "\ud800", "a\tb", "\x7f", "é" * 129])
+def test_ids_that_could_not_be_read_back_are_not_written(tmp_path: Path, name: str):
+    table = LabelTable(("good", name), ("x", "y"))
+    with pytest.raises(InputError, match=r"^labels, row 1: the id .*(is empty|holds|has 258 bytes)") as caught:
+        JsonLines.write(tmp_path, table, {"train": Split(("q",), Positives.from_rows([[0]], 2))})
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_an_integer_and_its_string_are_one_id(root: Path):
@@ -174,14 +199,15 @@ def test_split_names_that_no_file_can_have(tmp_path: Path, name: str):
         JsonLines.write(tmp_path, LabelTable(("a",), ("x",)), {name: Split(("q",), Positives.from_rows([[0]], 1))})
 
 
-TEXTS = st.text(min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
+TEXTS = st.text(min_size=1, max_size=20).filter(lambda text: text_fault(text) is None)
+IDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=5)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_anything_comes_back(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     root = tmp_path_factory.mktemp("jsonl")
-    ids = data.draw(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6, unique=True))
+    ids = data.draw(st.lists(IDS, min_size=1, max_size=6, unique=True))
     table = LabelTable(tuple(ids), tuple(data.draw(TEXTS) for _ in ids))
     texts = data.draw(st.lists(TEXTS, max_size=5))
     rows = st.lists(st.lists(st.integers(0, len(ids) - 1), max_size=4), min_size=len(texts), max_size=len(texts))

@@ -56,8 +56,13 @@ def test_has_what_it_promises(labels: LabelTable, splits: dict[str, Split]):
 
 def test_training_knows_nothing_of_unseen_callables(folder: Path, labels: LabelTable, splits: dict[str, Split]):
     trained = set(np.flatnonzero(splits["train"].positives.counts()).tolist())
-    # Owners are positives too: a sentence of the unseen split has no owner that training has seen.
-    assert all(positives - trained for _, positives in rows(splits["unseen"]))
+    unseen = splits["unseen"]
+    # Owners are positives too: a sentence of the unseen split has no owner that training has seen, and is found through no
+    # label that training has seen; relatives that it has seen are no misses either.
+    assert all(positives and not positives & trained for _, positives in rows(unseen))
+    assert unseen.excluded is not None and set(unseen.excluded.indices.tolist()) <= trained
+    assert 0.2 < (np.diff(unseen.excluded.indptr) > 0).mean() < 0.9
+    assert splits["test"].excluded is None and splits["train"].excluded is None
     never = set(range(len(labels))) - trained
     assert len(never) > 10
     kept = [
@@ -72,6 +77,20 @@ def test_training_knows_nothing_of_unseen_callables(folder: Path, labels: LabelT
 def test_test_sentences_belong_to_callables_in_training(splits: dict[str, Split]):
     trained = set(np.flatnonzero(splits["train"].positives.counts()).tolist())
     assert all(positives & trained for _, positives in rows(splits["test"]))
+    assert np.mean([positives <= trained for _, positives in rows(splits["test"])]) > 0.75
+
+
+def test_positives_and_excluded_labels_of_unseen_sentences_are_the_callable_and_its_relatives():
+    sentences = [f"Sentence {word} tells about this callable." for word in ("one", "two", "three", "four", "five", "six")]
+    found = [doc(f"p.f{n}", *(f"{text[:-1]} f{n}th." for text in sentences), see="f0, f1, f2, f3, f4, f5") for n in range(40)]
+    labels, splits = pydocs.assemble(found, 0)
+    unseen, trained = splits["unseen"], set(np.flatnonzero(splits["train"].positives.counts()).tolist())
+    assert len(unseen) and unseen.excluded is not None
+    first_six = {labels.ids.index(f"p.f{n}") for n in range(6)}
+    for row, (text, positives) in enumerate(rows(unseen)):
+        own = labels.ids.index(f"p.{text.rpartition(' ')[2].removesuffix('th.')}")
+        everything = positives | set(unseen.excluded.row(row).tolist())
+        assert everything == first_six | {own} and positives == everything - trained and own in positives
 
 
 def test_no_sentence_stands_in_two_splits_or_twice(splits: dict[str, Split]):
@@ -218,9 +237,9 @@ class TestCommand:
         (tmp_path / "test.jsonl").unlink()
         assert "up to date" not in self.call(tmp_path, "--seed", 5)
         record = json.loads((tmp_path / "pydocs.json").read_text())
-        record["packages"]["numpy"] = "1.0"
-        (tmp_path / "pydocs.json").write_text(json.dumps(record))
-        assert "up to date" not in self.call(tmp_path, "--seed", 5)
+        for changed in ({**record, "packages": {"numpy": "1.0"}}, {**record, "recipe": 1}):
+            (tmp_path / "pydocs.json").write_text(json.dumps(changed))
+            assert "up to date" not in self.call(tmp_path, "--seed", 5)
 
     def test_leaves_a_folder_of_something_else_alone(self, tmp_path: Path):
         (tmp_path / "labels.jsonl").write_text("mine")

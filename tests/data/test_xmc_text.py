@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data.xmc_text import XmcText
 from dexml.errors import InputError
+from dexml.text import text_fault
 from dexml.types import LabelTable, Positives, Split
 
 
@@ -134,6 +135,13 @@ def test_an_empty_text(root: Path, blank: bytes):
     assert complaint(root) == "ROOT/raw/trn_X.txt, line 2: the text is empty"
 
 
+@pytest.mark.parametrize(("name", "shown"), [("raw/trn_X.txt", "trn_X.txt"), ("raw/Y.txt", "Y.txt")])
+def test_a_null_character(root: Path, name: str, shown: str):
+    lines = (root / name).read_bytes().split(b"\n")
+    (root / name).write_bytes(b"\n".join([lines[0], b"a\0b", *lines[2:]]))
+    assert complaint(root) == f"ROOT/raw/{shown}, line 2: the text 'a\\x00b' holds the character U+0000"
+
+
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
 def test_values_that_are_no_numbers(root: Path, value: float, shown: str):
     csr(root / "Y.trn.npz", [1.0, 1.0, value], [0, 1, 3], [0, 1, 1, 3], (3, 4))
@@ -198,7 +206,7 @@ def test_any_changed_byte_reads_or_complains_but_never_breaks(tmp_path_factory: 
 
 
 LINES = st.text(min_size=1).filter(
-    lambda text: text.strip() and "\n" not in text and not text.endswith("\r") and not text.startswith("\ufeff")
+    lambda text: text_fault(text) is None and "\n" not in text and not text.endswith("\r") and not text.startswith("\ufeff")
 )
 
 
