@@ -84,6 +84,7 @@ def results_of(request: SearchRequest, found: Found, serving: Serving) -> list[d
                 "query_index": row,
                 "returned": len(labels),
                 "truncated": bool(found.truncated[row]) if found.truncated else False,
+                "known": is_known(found, row),
                 "exact": found.exact,
                 "normalizer": normalizer_of(found, row, serving),
                 "labels": labels,
@@ -93,14 +94,17 @@ def results_of(request: SearchRequest, found: Found, serving: Serving) -> list[d
 
 
 def normalizer_of(found: Found, row: int, serving: Serving) -> dict[str, Any]:
-    """Return what the probabilities of one row sum to one over."""
+    """Return what the probabilities of one row sum to one over; over nothing where the text is not known."""
     kind = found.normalizer
-    if kind in ("none", "sigmoid") or found.topk.log_z is None:
+    if kind in ("none", "sigmoid") or found.topk.log_z is None or not is_known(found, row):
         return {"kind": kind, "log_z": None, "labels": None}
-    count = len(serving.labels)
-    if kind == "topk":
-        count = min(count, found.candidates)
+    count = found.rescored[row] if kind == "topk" else len(serving.labels)
     return {"kind": kind, "log_z": finite(float(found.topk.log_z[row])), "labels": count}
+
+
+def is_known(found: Found, row: int) -> bool:
+    """Return whether the model knows any word of the text of a row."""
+    return found.known[row] if found.known else True
 
 
 def finite(value: float) -> float | None:

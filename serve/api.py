@@ -20,6 +20,7 @@ from dexml import __version__
 from serve.answers import ask_of, results_of
 from serve.body import read_json
 from serve.errors import Problem, from_validation
+from serve.hosts import is_allowed
 from serve.schemas import Health, Info, SearchRequest, SearchResponse
 from serve.settings import Settings
 from serve.worker import Worker
@@ -35,7 +36,7 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-REFUSALS = (400, 404, 405, 413, 415, 422, 429, 500, 503, 504)
+REFUSALS = (400, 404, 405, 413, 415, 421, 422, 429, 500, 503, 504)
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -124,7 +125,7 @@ def search(body: SearchRequest) -> Response:
     "/v1/info",
     summary="What is being served",
     tags=[Tag(name="search")],
-    responses={200: Info, **refusals(405, 422, 500, 503)},
+    responses={200: Info, **refusals(405, 421, 422, 500, 503)},
 )
 def info() -> Response:
     """Return the model, the index, the choices made for this machine, and the limits."""
@@ -144,7 +145,7 @@ def info() -> Response:
     return answer(document)
 
 
-@api.get("/livez", summary="Is the process alive", tags=[Tag(name="probes")], responses={200: Health, **refusals(503)})
+@api.get("/livez", summary="Is the process alive", tags=[Tag(name="probes")], responses={200: Health, **refusals(421, 503)})
 @api.get("/v2/health/live", endpoint="v2_live", doc_ui=False)
 def livez() -> Response:
     """Return 200 while the owner of the model lives, 503 when nothing will ever be answered."""
@@ -153,7 +154,7 @@ def livez() -> Response:
     return answer({"status": "alive"})
 
 
-@api.get("/readyz", summary="May it have traffic", tags=[Tag(name="probes")], responses={200: Health, **refusals(503)})
+@api.get("/readyz", summary="May it have traffic", tags=[Tag(name="probes")], responses={200: Health, **refusals(421, 503)})
 @api.get("/health", endpoint="health", doc_ui=False)
 @api.get("/v2/health/ready", endpoint="v2_ready", doc_ui=False)
 def readyz() -> Response:
@@ -175,12 +176,17 @@ def page() -> Response:
 
 
 def install(app: Flask) -> None:
-    """Give every request its id and clock, and every answer its headers."""
+    """Give every request its id and clock, refuse those for another host, and give every answer its headers."""
 
     def begin() -> None:
         g.received = time.monotonic()
         given = request.headers.get("X-Request-ID", "")
         g.request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        host, settings = request.headers.get("Host"), service().settings
+        # HTTP/1.0 need not name a host; a browser always does.
+        if host is not None and not is_allowed(host, settings.host, settings.allowed_hosts):
+            detail = "the Host header names another machine; --allow-host NAME at the start of the service allows it"
+            raise Problem("forbidden_host", detail)
 
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id

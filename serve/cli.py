@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from pathlib import Path
 
 import click
+
+from serve.hosts import check_allowed, is_loopback, shown
+
+
+def host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of --allow-host, checked."""
+    try:
+        return tuple(check_allowed(value) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -16,9 +25,25 @@ import click
 @click.option("--threads", type=click.IntRange(1, 4096), help="Request threads; default: max-inflight + 32.")
 @click.option("--max-inflight", default=256, show_default=True, type=click.IntRange(1), help="More at once get 429.")
 @click.option("--deadline-ms", default=2000, show_default=True, type=click.IntRange(1, 30_000), help="Later gets 504.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    callback=host_names,
+    help="Answer requests for this host too, such as a proxy's public name; repeatable. On loopback addresses, requests "
+    "for other hosts than localhost, 127.0.0.0/8 and [::1] get 421.",
+)
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses without any keys.")
 def command(
-    bundle: Path, host: str, port: int, threads: int | None, max_inflight: int, deadline_ms: int, insecure: bool
+    bundle: Path,
+    host: str,
+    port: int,
+    threads: int | None,
+    max_inflight: int,
+    deadline_ms: int,
+    allowed_hosts: tuple[str, ...],
+    insecure: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: POST /v1/search, a search page at /, the API's description at /openapi.json.
 
@@ -31,7 +56,7 @@ def command(
         raise InputError("serve: run python without -O; it removes checks that FAISS relies on")
     if not insecure and not is_loopback(host):
         raise InputError(
-            f"--host {host}: everybody who reaches it could ask, and there are no keys yet; "
+            f"--host {shown(host)}: everybody who reaches it could ask, and there are no keys yet; "
             "use 127.0.0.1 behind a proxy, or --insecure"
         )
     verify(bundle)  # before an address is taken; the worker opens the bundle after the fork
@@ -39,16 +64,12 @@ def command(
     from serve.settings import Settings
 
     settings = Settings(
-        bundle=bundle, host=host, port=port, threads=threads, max_inflight=max_inflight, deadline_ms=deadline_ms
+        bundle=bundle,
+        host=host,
+        port=port,
+        allowed_hosts=allowed_hosts,
+        threads=threads,
+        max_inflight=max_inflight,
+        deadline_ms=deadline_ms,
     )
     sys.exit(wsgi.run(settings, wsgi.listen(settings)))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

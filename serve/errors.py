@@ -31,6 +31,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "body_too_large": (413, "The body is too large"),
     "uri_too_long": (414, "The request line is too long"),
     "unsupported_media_type": (415, "The body must be plain JSON"),
+    "forbidden_host": (421, "This host is not served here"),
     "schema": (422, "The body does not have the documented form"),
     "empty": (422, "Something is empty"),
     "invalid_text": (422, "A text holds characters that no text has"),

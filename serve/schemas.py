@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dexml.text import TextFault, id_fault, text_fault
 from serve.settings import Settings
 
 DEFAULTS = Settings()
@@ -18,34 +18,23 @@ def limits(info: ValidationInfo) -> Settings:
     return cast("Settings", (info.context or {}).get("settings", DEFAULTS))
 
 
-def _encoded(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise PydanticCustomError("invalid_text", "must not hold half of a surrogate pair") from None
+def _refuse(fault: TextFault | None) -> None:
+    if fault is not None:
+        raise PydanticCustomError(fault.code, "{words}", {"words": fault.words})
 
 
 def _text(text: str, info: ValidationInfo) -> str:
     limit = limits(info).max_text_chars
-    if "\0" in text:
-        raise PydanticCustomError("invalid_text", "must not hold U+0000")
-    _encoded(text)
     if len(text) > limit:
         raise PydanticCustomError(
             "text_too_long", "must have at most {limit} characters, got {got}", {"limit": limit, "got": len(text)}
         )
-    if not text.strip():
-        raise PydanticCustomError("empty", "must not be blank")
+    _refuse(text_fault(text))
     return text
 
 
 def _label_id(name: str) -> str:
-    if not name:
-        raise PydanticCustomError("empty", "must not be empty")
-    if any(unicodedata.category(character) == "Cc" for character in name):
-        raise PydanticCustomError("invalid_text", "must not hold control characters")
-    if len(_encoded(name)) > 256:
-        raise PydanticCustomError("text_too_long", "must have at most 256 bytes of UTF-8")
+    _refuse(id_fault(name))
     return name
 
 
@@ -164,7 +153,10 @@ class Answer(BaseModel):
 
 
 class Normalizer(BaseModel):
-    """What the probabilities sum to one over: `log_z` = log Σ e^{score/τ} over `labels` of them."""
+    """What the probabilities sum to one over: `log_z` = log Σ e^{score/τ} over `labels` of them.
+
+    Both are null for the kinds none and sigmoid, and where the text is not known.
+    """
 
     kind: Literal["none", "topk", "all", "sigmoid"]
     log_z: float | None
@@ -177,6 +169,9 @@ class Result(BaseModel):
     query_index: int
     returned: int
     truncated: bool
+    known: Annotated[
+        bool, Field(description="False where the model knows no word of the text: no label is a better answer than another.")
+    ]
     exact: bool
     normalizer: Normalizer
     labels: list[Answer]

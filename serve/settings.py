@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from serve.hosts import check_allowed
 
 
 class Settings(BaseModel):
@@ -15,6 +18,9 @@ class Settings(BaseModel):
     bundle: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    # Names besides loopback's that a Host header may have, such as a proxy's; when empty, an address that others reach
+    # answers to any name.
+    allowed_hosts: tuple[Annotated[str, AfterValidator(check_allowed)], ...] = ()
     threads: int | None = Field(default=None, ge=1, le=4096)  # None: max_inflight + 32, so that 429 and probes get a thread
 
     max_body_bytes: int = Field(default=2_000_000, ge=1)

@@ -276,6 +276,8 @@ def _rows(found: Found, start: int, end: int) -> Found:
         topk=replace(topk, ids=topk.ids[start:end], scores=topk.scores[start:end], log_z=log_z),
         tokens=found.tokens[start:end],
         truncated=found.truncated[start:end],
+        known=found.known[start:end],
+        rescored=found.rescored[start:end],
     )
 
 

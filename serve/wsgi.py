@@ -20,6 +20,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from dexml.errors import InputError
 from serve import create_app
 from serve.errors import Problem, body_of
+from serve.hosts import shown
 from serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ def listen(settings: Settings) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
         listener.listen(2048)
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: names that are none, which IDNA cannot encode
         listener.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise InputError(f"cannot listen on {settings.host}:{settings.port}: {reason}") from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        raise InputError(f"cannot listen on {shown(settings.host)}:{settings.port}: {reason}") from None
     return listener
 
 

@@ -100,6 +100,7 @@ function show(found) {
   const rows = result.labels.map((label, place) => row(answers.children[place], label, place));
   answers.replaceChildren(...rows);
   requestAnimationFrame(() => rows.forEach((element) => element.grow()));
+  if (!result.known) return welcome("No word of this text is known.", "The model learned from texts without any of these words. Try others.");
   if (!result.returned) return welcome("No label answers this.", "Try other words.");
   const { kind, labels } = result.normalizer;
   const over = kind === "all" ? `all ${whole(labels)} labels` : `the ${plural(labels ?? 0, "candidate")} that were rescored`;

@@ -29,7 +29,10 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
+MISSING = "no chromium on this machine (apt-get install chromium)"
+
+# Where nobody reads what was skipped, a missing browser is a failure: the fixture `browser` says so.
+pytestmark = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason=MISSING)
 
 
 @contextlib.contextmanager
@@ -60,6 +63,8 @@ def stand_in():
 def browser():
     from playwright.sync_api import sync_playwright
 
+    if CHROMIUM is None:
+        pytest.fail(MISSING)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -139,6 +144,31 @@ def test_hostile_label_text_stays_text(open_page, stand_in):
     assert page.locator("main img").count() == 0 and page.title() == "dexml"
     ask(page, "<script>document.title=2</script>")
     assert page.title() == "dexml" and page.locator("main script").count() == 0
+
+
+def test_a_text_of_unknown_words_is_told_in_words(open_page, stand_in):
+    page = open_page(stand_in)
+    ask(page, "sort an array")
+    page.fill("#query", "gibberish")
+    page.wait_for_selector("text=No word of this text is known.")
+    assert page.locator(".answer").count() == 0 and page.locator("#footnote").is_hidden()
+    assert page.inner_text("#status").startswith("0 of 10 labels")
+    ask(page, "sort an array")
+    assert page.locator("#message").is_hidden()
+
+
+@pytest.mark.parametrize(("variables", "code", "words"), [({"CI": "true"}, 1, "error"), ({}, 0, "skipped")])
+def test_without_a_browser_it_fails_where_nobody_reads_what_was_skipped(tmp_path, variables: dict, code: int, words: str):
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "PATH")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider", "-k", "phone"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**kept, "PATH": str(tmp_path), **variables},
+    )
+    assert done.returncode == code and words in done.stdout.splitlines()[-1], done.stdout
+    assert "CI" not in variables or MISSING in done.stdout
 
 
 def test_answers_that_come_too_late_are_dropped(open_page, stand_in):

@@ -9,6 +9,7 @@ import hashlib
 import math
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -43,7 +44,10 @@ def embed(text: str) -> torch.Tensor:
 
 
 class StandIn:
-    """The methods of `Retriever`, in plain torch. `slow N` sleeps N ms, `broken` raises, `long` is cut."""
+    """The methods of `Retriever`, in plain torch.
+
+    `slow N` sleeps N ms, `broken` raises, `long` is cut, `gibberish` is not known.
+    """
 
     def __init__(self, load_s: float = 0.0, failure: Exception | None = None):
         time.sleep(load_s)
@@ -76,34 +80,41 @@ class StandIn:
                 time.sleep(int(words[1]) / 1000)
             if words[0] == "broken":
                 raise RuntimeError("a secret path /etc/passwd")
-        queries = torch.stack([embed(text) for text in texts])
+        queries = torch.stack([embed(text) * (text.split()[0] != "gibberish") for text in texts])
         encode = time.perf_counter() - start
         found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
-        found.seconds["encode"] = encode
-        return Found(
-            found.topk,
-            found.normalizer,
-            found.temperature,
-            found.exact,
-            found.candidates,
-            found.seconds,
-            tuple(len(text.split()) for text in texts),
-            tuple(text.startswith("long") for text in texts),
+        return replace(
+            found,
+            seconds={"encode": encode, **found.seconds},
+            tokens=tuple(len(text.split()) for text in texts),
+            truncated=tuple(text.startswith("long") for text in texts),
         )
 
     def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk"):
         self.batches.append(len(queries))
         start = time.perf_counter()
         scores = queries @ self.rows.T
-        wanted = max(k, CANDIDATES if candidates is None else candidates)
+        k = min(k, len(self.labels))
+        wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(self.labels)))
         order = torch.sort(scores, dim=1, descending=True, stable=True)
-        pad = max(0, wanted - len(self.labels))
-        ids = torch.nn.functional.pad(order.indices[:, :wanted], (0, pad), value=-1)
-        values = torch.nn.functional.pad(order.values[:, :wanted], (0, pad), value=-math.inf)
         temperature = temperature or self.temperature
-        log_z = torch.logsumexp((scores if normalize == "all" else values) / temperature, dim=1)
-        seconds = {"retrieve": time.perf_counter() - start, "rescore": 0.0}
-        return Found(TopK(ids[:, :k], values[:, :k], log_z), normalize, temperature, True, wanted, seconds)
+        among = scores if normalize == "all" else order.values[:, :wanted]
+        known = queries.any(dim=1)
+        unknown = ~known[:, None]
+        topk = TopK(
+            order.indices[:, :k].masked_fill(unknown, -1),
+            order.values[:, :k].masked_fill(unknown, -math.inf),
+            torch.logsumexp(among / temperature, dim=1),
+        )
+        return Found(
+            topk=topk,
+            normalizer=normalize,
+            temperature=temperature,
+            exact=True,
+            seconds={"retrieve": time.perf_counter() - start, "rescore": 0.0},
+            known=tuple(known.tolist()),
+            rescored=(wanted,) * len(queries),
+        )
 
 
 def serve(port: int, max_inflight: int = 256, load_s: float = 0.0) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shutil
 import signal
@@ -14,7 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from dexml.errors import InputError
+
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("to_drain")  # they start while the other processes of this file run
 
 
 def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -41,6 +47,30 @@ def test_help_needs_nothing_heavy():
 
 def test_a_wide_address_needs_insecure(tmp_path):
     one_line(serve(tmp_path, "--host", "0.0.0.0"), "no keys")
+
+
+@pytest.mark.parametrize("host", ["ü" * 80, "a" * 80, "a\nb", "."])
+def test_an_address_that_is_none_is_one_line(host: str):
+    from serve.settings import Settings
+    from serve.wsgi import listen
+
+    with pytest.raises(InputError, match=r"^cannot listen on .*:0: \w") as caught:
+        listen(Settings(host=host, port=0))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+def test_a_host_of_eighty_umlauts(tiny_bundle):
+    one_line(serve(tiny_bundle, "--host", "ü" * 80, "--insecure", "--port", "0"), "cannot listen on")
+
+
+@pytest.mark.parametrize("host", ["a.example:80", "*", "http://a.example/"])
+def test_allow_host_takes_names_alone(tmp_path, host: str):
+    from click.testing import CliRunner
+
+    from serve.cli import command
+
+    result = CliRunner().invoke(command, [str(tmp_path), "--allow-host", host])
+    assert result.exit_code == 2 and "without port and path" in " ".join(result.stderr.split())
 
 
 def test_a_folder_that_is_no_bundle(tmp_path):
@@ -79,36 +109,34 @@ def test_it_says_where_it_listens(real):
     assert "10 labels" in real.line and real.url in real.line
 
 
-def test_ctrl_c_reaches_the_whole_group_drains_and_ends_with_0(start):
-    with start(["tests/serve/stand_in.py", "0"]) as server, ThreadPoolExecutor(4) as pool:
-        address = server.address
+def test_ctrl_c_reaches_the_whole_group_drains_and_ends_with_0(to_drain):
+    server = next(to_drain)
+    address = server.address
+    with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(server.post, {"queries": [f"slow {200 + i}"], "top_k": i + 1}) for i in range(4)]
         time.sleep(0.15)
         os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
         assert [future.result().status for future in waiting] == [200] * 4
-        assert server.process.wait(10) == 0 and "Traceback" not in server.process.stderr.read()
-        with pytest.raises(OSError):
-            socket.create_connection(address, timeout=1)
-        assert server.end() == 0
+    assert server.process.wait(10) == 0 and "Traceback" not in server.process.stderr.read()
+    with pytest.raises(OSError):
+        socket.create_connection(address, timeout=1)
 
 
-def test_sigterm_answers_what_was_accepted_and_refuses_new_work_with_503(start):
-    import http.client
-    import json
-
-    with start(["tests/serve/stand_in.py", "0"]) as server, ThreadPoolExecutor(2) as pool:
-        kept = http.client.HTTPConnection(*server.address, timeout=10)
-        kept.request("GET", "/readyz")
-        assert kept.getresponse().read()
+def test_sigterm_answers_what_was_accepted_and_refuses_new_work_with_503(to_drain):
+    server = next(to_drain)
+    kept = http.client.HTTPConnection(*server.address, timeout=10)
+    kept.request("GET", "/readyz")
+    assert kept.getresponse().read()
+    with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(server.post, {"queries": ["slow 1000"]})
         time.sleep(0.2)
-        server.process.send_signal(signal.SIGTERM)
+        server.tell(signal.SIGTERM)
         time.sleep(0.3)
         kept.request("GET", "/readyz")
         reply = kept.getresponse()
         assert reply.status == 503 and json.loads(reply.read())["error"]["code"] == "draining"
         assert reply.headers["Connection"] == "close" and reply.headers["Retry-After"]
-        assert slow.result().status == 200 and server.end() == 0
+        assert slow.result().status == 200 and server.process.wait(15) == 0
 
 
 def test_no_control_socket_is_left(real):

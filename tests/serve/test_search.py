@@ -115,6 +115,18 @@ def test_excluded_and_low_labels_leave_without_moving_the_others(server):
     assert high["labels"] == everything[:2] and high["returned"] == 2
 
 
+@pytest.mark.parametrize("normalize", ["topk", "all", "sigmoid", "none"])
+def test_a_text_without_a_known_word_has_no_answers(server, normalize: str):
+    texts = ["sort an array", "gibberish", "cluster points"]
+    fields = {"top_k": 3, "exclude_ids": ["numpy.mean", "hostile"], "min_score": -1.0, "normalize": normalize}
+    known, unknown, other = server.post({"queries": texts, **fields}).json["results"]
+    assert (known["known"], unknown["known"], other["known"]) == (True, False, True)
+    assert known["returned"] == other["returned"] == 3 and unknown["returned"] == 0 and unknown["labels"] == []
+    assert unknown["normalizer"] == {"kind": normalize, "log_z": None, "labels": None}
+    alone = labels(server.post({"queries": texts[:1], **fields}))
+    assert [label["id"] for label in alone] == [label["id"] for label in known["labels"]]
+
+
 def test_fields_that_are_not_wanted_are_null_not_missing(server):
     answers = labels(server.post({"queries": ["sort"], "include": []}))
     assert all(set(answer) == {"id", "score", "probability", "text"} for answer in answers)

@@ -26,7 +26,8 @@ def test_requests_that_wait_together_travel_together_and_get_their_own_answers(m
     retriever = stand_in.StandIn()
     app = make_app(retriever)
     ready(app)
-    texts = [f"{text} {number}" for number in range(8) for text in ("sort an array", "cluster points", "long words")]
+    kinds = ("sort an array", "cluster points", "long words", "gibberish")
+    texts = [f"{text} {number}" for number in range(8) for text in kinds]
     alone = [search(app, text).json["results"][0] for text in texts]
     retriever.batches.clear()
     blocker = threading.Thread(target=search, args=(app, "slow 300"))
@@ -37,7 +38,7 @@ def test_requests_that_wait_together_travel_together_and_get_their_own_answers(m
     for reply, expected in zip(replies, alone, strict=True):
         found = reply.json["results"][0]
         assert [label["id"] for label in found["labels"]] == [label["id"] for label in expected["labels"]]
-        assert found["truncated"] == expected["truncated"]
+        assert found["truncated"] == expected["truncated"] and found["known"] == expected["known"]
         for label, lone in zip(found["labels"], expected["labels"], strict=True):
             assert abs(label["score"] - lone["score"]) <= 1e-5 and abs(label["probability"] - lone["probability"]) <= 1e-5
     assert max(retriever.batches) == len(texts), retriever.batches
@@ -160,6 +161,7 @@ def test_settings_refuse_what_makes_no_sense():
 
     from serve.settings import Settings
 
-    for wrong in ({"max_inflight": 0}, {"port": 70_000}, {"unknown": 1}):
+    hosts = ("a.example:80", "*.example", "http://a.example", "", "a b", "a.example/x", "[::1]:8", "::1", "-a", "ü.example")
+    for wrong in ({"max_inflight": 0}, {"port": 70_000}, {"unknown": 1}, *({"allowed_hosts": (host,)} for host in hosts)):
         with pytest.raises(ValidationError):
             Settings(**wrong)
