@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dexml.kernels.triton_tiles import block_of_queries, tuned
+from dexml.kernels.triton_tiles import SIZES, block_of_queries, tuned
 from dexml.types import Positives
 
 STRIP = 64  # labels of one strip; the tiles of every kernel are whole strips wide
@@ -106,7 +106,7 @@ def spread(source: Tensor, numbers: Tensor, pulls: Tensor, targets: Tensor, resu
     ],
     key=["D"],
 )
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def pair_kernel(
     queries: tl.tensor,  # (B, D)
     labels: tl.tensor,  # (L, D)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dexml.kernels.triton_tiles import tuned
+from dexml.kernels.triton_tiles import SIZES, tuned
 from dexml.types import TopK
 
 
@@ -19,7 +19,7 @@ from dexml.types import TopK
     ],
     key=["D"],
 )
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def rescore_kernel(
     queries: tl.tensor,  # (B, D) float32
     labels: tl.tensor,  # (L, D) float32
@@ -34,8 +34,9 @@ def rescore_kernel(
 
     Products of float32 numbers are exact in float64, and the memory is too slow for the wider sum to cost anything.
     """
-    row = tl.program_id(0).to(tl.int64)
-    places = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    blocks = tl.cdiv(K, BLOCK_K)  # one axis for both: the second axis of a grid ends at 65,535
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    places = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
     candidates = tl.load(ids + row * K + places, mask=places < K, other=-1)
     total = tl.zeros((BLOCK_K,), dtype=tl.float64)
     for start in range(0, D, BLOCK_D):
@@ -53,7 +54,7 @@ def exact_scores(queries: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
     scores = torch.empty(batch, count, dtype=torch.float64, device=ids.device)
     if ids.numel():
         ids, dimension = ids.contiguous(), labels.shape[1]
-        rescore_kernel[lambda meta: (batch, triton.cdiv(count, meta["BLOCK_K"]))](
+        rescore_kernel[lambda meta: (batch * triton.cdiv(count, meta["BLOCK_K"]),)](
             queries, labels, ids, scores, count, D=dimension
         )
     return scores

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dexml.kernels.triton_pairs import STRIP, TiledPairs, first_and_last
-from dexml.kernels.triton_tiles import LOG2E, log_of_sums, running_sum, splits, tile_of_scores, tuned
+from dexml.kernels.triton_tiles import LOG2E, SIZES, log_of_sums, running_sum, splits, tile_of_scores, tuned
 
 SLAB_BYTES = 1 << 30  # of weights
 EXPONENTIAL, SLOPE, SIGMOID = 0, 1, 2  # the weights: 2^{z − shift}, σ(1 − σ), σ
@@ -56,7 +56,7 @@ def without_positives(
 
 
 @tuned(TILES, key=KEY)
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def partition_kernel(
     queries: tl.tensor,  # (B, D)
     labels: tl.tensor,  # (L, D)
@@ -110,7 +110,7 @@ def partition_kernel(
 
 
 @tuned(TILES, key=[*KEY, "KIND", "STORE"])
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weigh_kernel(
     queries: tl.tensor,  # (B, D)
     labels: tl.tensor,  # (L, D)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dexml.kernels.triton_rescore import exact_scores
-from dexml.kernels.triton_tiles import LOG2E, block_of_queries, log_of_sums, multiply, rest, running_sum, splits, tuned
+from dexml.kernels.triton_tiles import LOG2E, SIZES, block_of_queries, log_of_sums, multiply, rest, running_sum, splits, tuned
 from dexml.types import TopK
 
 MOST_QUERIES = 64  # of one program: 128 would not fit the registers beside the halves of a tile of labels
@@ -47,7 +47,7 @@ class Scanned:
     ],
     key=["D", "BLOCK_B", "COPY"],
 )
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan_kernel(
     high: tl.tensor,  # (B, D) bfloat16
     low: tl.tensor,  # (B, D) bfloat16

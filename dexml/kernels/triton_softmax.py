@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dexml.kernels.triton_tiles import LOG2E, PROGRAMS_PER_PROCESSOR, splits, tuned
+from dexml.kernels.triton_tiles import LOG2E, PROGRAMS_PER_PROCESSOR, SIZES, splits, tuned
 
 STEPS = 8  # blocks of numbers that one program reads, at least, before a row is worth splitting
 
@@ -40,7 +40,7 @@ def power_of_two(exponent: tl.tensor) -> tl.tensor:
 
 
 @tuned(CONFIGS, key=["LONG"])
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def sum_kernel(
     scores: tl.tensor,  # (B, N)
     mantissas: tl.tensor,  # (B, splits) float32
@@ -68,7 +68,7 @@ def sum_kernel(
 
 
 @tuned(CONFIGS, key=["LONG"])
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def divide_kernel(
     scores: tl.tensor,  # (B, N)
     mantissas: tl.tensor,  # (B) float32

