@@ -17,6 +17,7 @@ from dexml.device import faiss_wheel
 from dexml.errors import InputError
 from dexml.kernels import Prepared, choose
 from dexml.model import DualEncoder
+from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
 from index import INDEXES
 from index.base import LabelIndex
@@ -121,12 +122,8 @@ class Retriever:
     ) -> Found:
         """Return the k best labels of each text; see `search_embeddings`. Raises InputError for an empty text."""
         for number, text in enumerate(texts):
-            if not text.strip():
-                raise InputError(f"query {number}: the text is empty")
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"query {number}: the text is not valid Unicode (a lone surrogate)") from None
+            if fault := text_fault(text):
+                raise InputError(f"query {number}: the text {fault.words}")
         start = time.perf_counter()
         queries, tokens = self.model.embed_queries(texts)
         encode = time.perf_counter() - start
