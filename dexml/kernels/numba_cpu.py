@@ -7,7 +7,6 @@ bfloat16 ones, and they are 14 times as precise, which is what keeps log_z withi
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from dexml.kernels.base import Kernels, Prepared
 from dexml.kernels.checks import check_ids, check_k, check_labels, check_queries
 from dexml.kernels.instructions import LANES, has_int16_products
 from dexml.kernels.reference import ReferenceKernels
+from dexml.kernels.threads import ONE_AT_A_TIME
 from dexml.types import Positives, Problem, TopK
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,9 @@ SLAB = 256  # queries that share one pass
 SAMPLE = 2048  # labels, at least, that correct the log-partition of an approximate pass
 SMALL = 8 * SAMPLE  # labels below which a copy does not pay
 TOLERANCE = 1e-4 / 4  # of the standard error of log_z, a quarter of what is promised
-ROWS_UP_TO = 4  # queries for which a matrix-vector loop is fastest (docs/adr/0004)
+ROWS_UP_TO = 4  # queries for which a matrix-vector loop is fastest
 ALONE_UP_TO = 64  # queries for which torch's part of a pass runs on one thread
 PRODUCT = 1 << 20  # scores of a float32 block
-# Numba's default threading layer aborts the process when two Python threads enter it at once.
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +102,7 @@ class NumbaKernels(Kernels):
         rows = queries.detach().float().contiguous().numpy()
         given = ids.contiguous().numpy()
         ordered, scores, log_z = np.empty_like(given), np.empty(given.shape, np.float32), np.empty(len(rows), np.float32)
-        with _one_at_a_time:
+        with ONE_AT_A_TIME:
             _threads()
             numba_rescore.rescore(rows, labels.numpy(), given, 1 / temperature, ordered, scores, log_z)
         return TopK(torch.from_numpy(ordered), torch.from_numpy(scores), torch.from_numpy(log_z))
@@ -126,7 +124,7 @@ class NumbaKernels(Kernels):
         if rounded is None:
             answer, _ = _exact_pass(rows, prepared, k, temperature)
             return answer
-        with _one_at_a_time:
+        with ONE_AT_A_TIME:
             parts = _threads()
             with _one_torch_thread() if len(rows) <= ALONE_UP_TO else nullcontext():
                 answer, doubt = _rounded_pass(rows, prepared, rounded, k, temperature, parts)
@@ -211,7 +209,7 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
     state = numba_scan.new_state(1, batch, call.k, top)
     step = max(1024, PRODUCT // batch // LANES * LANES)
     buffer = torch.empty(batch * step)
-    with _one_at_a_time:
+    with ONE_AT_A_TIME:
         _threads()
         for start in range(0, len(labels), step):
             count = min(step, len(labels) - start)

@@ -6,7 +6,6 @@ a block of labels at a time, so that bfloat16 operands need no copy of all label
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numba
@@ -15,12 +14,11 @@ import torch
 from torch import Tensor
 
 from dexml.kernels.numba_losses import Slab
+from dexml.kernels.threads import ONE_AT_A_TIME
 
 SLAB_BYTES = 33 << 20  # of scores
 LABELS = 8192  # a block
 ROWS_AT_LEAST = 8  # however many labels there are
-# Numba's default threading layer aborts the process when two Python threads enter it at once.
-_one_at_a_time = threading.Lock()
 
 
 def value_and_gradients(
@@ -54,7 +52,7 @@ def value_and_gradients(
             torch.mm(left, block.T, out=scores[:, first : first + len(block)])
         bits = scores.view(torch.int16 if half else torch.int32).numpy()
         coefficients = np.zeros(len(scores))
-        with _one_at_a_time:
+        with ONE_AT_A_TIME:
             numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
             loss(Slab(bits, half, count, indptr[start : part.stop + 1], indices, shares, values[part], coefficients))
         by_row = torch.from_numpy(coefficients / (batch * temperature)).to(queries.dtype)[:, None]
