@@ -73,7 +73,7 @@ def exact_score(query: Any, label: Any) -> float:
 
 
 @njit(cache=True)
-def _kth_largest(values: Any, k: int) -> float:
+def _kth_largest(values: Any, k: int) -> Any:
     """Return the k-th largest of `values`, by Hoare's selection; numpy's own takes numba five seconds to compile."""
     work = values.copy()
     low, high, place = 0, len(work) - 1, len(work) - k
