@@ -5,6 +5,7 @@ KIND   ?=
 DEMO   ?= demo
 SERVE  ?= 1
 PORT   ?= 8080
+DATA   ?=
 bin    := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
@@ -36,8 +37,10 @@ check: setup ## format, lint, types and import contracts
 test: setup ## all tests (under ten minutes on two cores)
 	@$(bin)/python -m pytest -rs
 
-bench: setup ## measure against the peers; tables on the screen, JSON under benchmarks/results
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(bin)/python $$file || exit 1; done
+bench: setup ## time kernels and losses beside their peers; with DATA=DIR also PECOS, omikuji and the loss ablation on that set
+	@for file in search losses; do echo "== $$file"; $(bin)/python benchmarks/bench_$$file.py || exit 1; done
+	@if [ -n "$(DATA)" ]; then for file in peers ablation; do echo "== $$file"; \
+	  $(bin)/python benchmarks/bench_$$file.py $(DATA) || exit 1; done; fi
 
 gpu: ## on a machine with an NVIDIA GPU: every kernel against the reference, then the benchmarks
 	@python3 benchmarks/gpu.py

@@ -111,12 +111,12 @@ def publish(
         ).sealed()
         manifest.write(scratch / manifest_of.FILE)
         for path in (scratch / manifest_of.FILE, *(folder for folder in scratch.rglob("*") if folder.is_dir()), scratch):
-            _flush(path)
+            manifest_of.flush(path)
         if root.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(root, old)  # a crash from here to the next line is mended by `manifest.verify`, which looks for .old
         os.rename(scratch, root)
-        _flush(root.parent)
+        manifest_of.flush(root.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -147,15 +147,6 @@ def _sealed(folder: Path) -> dict[str, Entry]:
     """Flush every file to the disk and return its size and checksum by relative name."""
     entries = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _flush(file)
+        manifest_of.flush(file)
         entries[file.relative_to(folder).as_posix()] = Entry(size=file.stat().st_size, sha256=manifest_of.sha256(file))
     return entries
-
-
-def _flush(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dexml.errors import InputError
-from dexml.manifest import sha256
+from dexml.manifest import flush, sha256
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +59,15 @@ def save(out: Path, checkpoint: Checkpoint, phase: int, step: int) -> Path:
                 save_file(tensors, path)
             except SafetensorError as error:  # how safetensors reports a full disk
                 raise OSError(str(error)) from None
-            _flush(path)
+            flush(path)
             sums[path.name] = sha256(path)
         state = scratch / "state.json"
         state.write_text(json.dumps({**checkpoint.facts, "sha256": sums}, indent=1), encoding="utf-8")
-        _flush(state)
-        _flush(scratch)
+        flush(state)
+        flush(scratch)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(scratch, target)
-        _flush(place)
+        flush(place)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise InputError(f"checkpoint: {target} cannot be written: {error.strerror or error}") from None
@@ -119,11 +119,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tenso
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
         optimizer.state[parameters[name]][moment] = value
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
