@@ -29,19 +29,17 @@ class State(NamedTuple):
     bars: npt.NDArray[np.float32]  # (P, B) below which no score can matter
     top: npt.NDArray[np.float32]  # (P, B) what is taken off the exponents
     total: npt.NDArray[np.float64]  # (P, B) Σ_j e^{s_j/τ − top}
-    sample: npt.NDArray[np.float64]  # (P, B) the same over the sampled labels alone
-    square: npt.NDArray[np.float64]  # (P, B) Σ e^{2(s_j/τ − top)} over the sampled labels
+    square: npt.NDArray[np.float64]  # (P, B) Σ_j e^{2(s_j/τ − top)}
 
 
 class Call(NamedTuple):
-    """What a pass is asked: rows (B, D) and labels (L, D) float32, `error` (B) of a score, every `stride`-th label sampled."""
+    """What a pass is asked: rows (B, D) and labels (L, D) float32, and the largest `error` (B) of a score."""
 
     rows: npt.NDArray[np.float32]
     labels: npt.NDArray[np.float32]
     error: npt.NDArray[np.float32]
     k: int
-    scale: float
-    stride: int
+    scale: float  # 1/τ
     unified: bool  # `top` bounds every s/τ beforehand and need not be raised
 
 
@@ -57,7 +55,6 @@ def new_state(
         np.zeros(shape, np.int64),
         np.full(shape, -np.inf, np.float32) if bars is None else np.repeat(bars[None], parts, 0),
         np.full(shape, -np.inf, np.float32) if top is None else np.repeat(top[None], parts, 0),
-        np.zeros(shape),
         np.zeros(shape),
         np.zeros(shape),
     )
@@ -106,11 +103,14 @@ def _best(exact: Any, k: int) -> Any:
 
 @njit(cache=True)
 def _compact(call: Call, state: State, part: int, row: int) -> None:
-    """Make room: drop what cannot be among the best k; when that is not enough, score the rest exactly and keep k."""
+    """Make room: drop what is neither among the best half nor possibly among the best k.
+
+    When that is not enough, score the rest exactly and keep k. The best half serves the log-partition (`settle`).
+    """
     scores, ids = state.scores[part, row], state.ids[part, row]
     count = state.counts[part, row]
-    kth = _kth_largest(scores[:count], call.k)
-    bar = max(state.bars[part, row], np.float32(kth - 2 * call.error[row]))
+    kth, half = _kth_largest(scores[:count], call.k), _kth_largest(scores[:count], count // 2)
+    bar = max(state.bars[part, row], min(half, np.float32(kth - 2 * call.error[row])))
     kept = 0
     for n in range(count):
         if scores[n] >= bar:
@@ -146,7 +146,6 @@ def _raise_top(state: State, part: int, row: int, peak: float) -> None:
         factor = math.exp(np.float64(state.top[part, row]) - np.float64(np.float32(peak)))
         state.top[part, row] = peak
         state.total[part, row] *= factor
-        state.sample[part, row] *= factor
         state.square[part, row] *= factor * factor
 
 
@@ -160,8 +159,8 @@ def take_row(call: Call, state: State, part: int, row: int, scores: Any, first: 
         work[:16] = -np.inf
         lane_maximum(address, whole, 64, here)
         _raise_top(state, part, row, np.max(work[:16]) * call.scale)
-    work[:16], work[16:32], work[32:48] = state.top[part, row], state.bars[part, row], 0
-    if absorb(address, whole, 64, np.float32(call.scale), here, here + 64, here + 128, flags.ctypes.data):
+    work[:16], work[16:32], work[32:64] = state.top[part, row], state.bars[part, row], 0
+    if absorb(address, whole, 64, np.float32(call.scale), here, flags.ctypes.data):
         for n in range(whole):
             bits = np.int32(flags[n])
             while bits:
@@ -169,12 +168,7 @@ def take_row(call: Call, state: State, part: int, row: int, scores: Any, first: 
                 _push(call, state, part, row, scores[place], first + place)
                 bits &= bits - np.int32(1)
     state.total[part, row] += np.sum(work[32:48])
-    if call.stride:
-        top = np.float64(state.top[part, row])
-        for n in range((-first) % call.stride, count, call.stride):
-            mass = math.exp(scores[n] * call.scale - top)
-            state.sample[part, row] += mass
-            state.square[part, row] += mass * mass
+    state.square[part, row] += np.sum(work[48:64])
 
 
 @njit(cache=True)
@@ -189,11 +183,10 @@ def _take_lanes(
         lane_maximum(address, count, step, here)
         for n in range(rows):
             _raise_top(state, part, row + n, work[n] * call.scale)
-    work[:16], work[16:32], work[32:48] = 0, np.inf, 0
+    work[:16], work[16:32], work[32:64] = 0, np.inf, 0
     for n in range(rows):
         work[n], work[16 + n] = state.top[part, row + n], state.bars[part, row + n]
-    flag = flags.ctypes.data
-    if absorb(address, count, step, np.float32(call.scale), here, here + 64, here + 128, flag):
+    if absorb(address, count, step, np.float32(call.scale), here, flags.ctypes.data):
         for n in range(count):
             bits = np.int32(flags[n])
             while bits:
@@ -202,18 +195,7 @@ def _take_lanes(
                 bits &= bits - np.int32(1)
     for n in range(rows):
         state.total[part, row + n] += work[32 + n]
-    start = (-first) % call.stride
-    if start < count:
-        number, address = (count - 1 - start) // call.stride + 1, address + start * step
-        work[32:48] = 0
-        absorb(address, number, call.stride * step, np.float32(call.scale), here, here + 64, here + 128, flag)
-        for n in range(rows):
-            state.sample[part, row + n] += work[32 + n]
-            work[n] *= 2
-        work[32:48] = 0
-        absorb(address, number, call.stride * step, np.float32(2 * call.scale), here, here + 64, here + 128, flag)
-        for n in range(rows):
-            state.square[part, row + n] += work[32 + n]
+        state.square[part, row + n] += work[48 + n]
 
 
 @njit(cache=True, parallel=True)
@@ -279,31 +261,18 @@ def absorb_product(call: Call, state: State, product: Any, first: int, count: in
         take_row(call, state, np.int64(0), np.int64(row), product[np.int64(row)], first, count, work, flags)
 
 
-@njit(cache=True)
-def _sum_exp(scores: Any, scale: float, top: float, work: Any, flags: Any) -> float:
-    """Return Σ e^{s·scale − top} over a row, whose length is a multiple of 16."""
-    here, total = work.ctypes.data, 0.0
-    work[:16], work[16:32] = top, np.inf
-    for start in range(0, len(scores), 4096):
-        number = min(4096, len(scores) - start)
-        work[32:48] = 0
-        absorb(
-            scores.ctypes.data + 4 * start, number // 16, 64, np.float32(scale), here, here + 64, here + 128, flags.ctypes.data
-        )
-        total += np.sum(work[32:48])
-    return total
-
-
 @njit(cache=True, parallel=True)
-def finish(call: Call, state: State, sampled: Any, spread: Any, ids: Any, scores: Any, log_z: Any, doubt: Any) -> None:
-    """Merge the parts: exact top-k into `ids` and `scores` (B, k), and `log_z` (B).
+def finish(
+    call: Call, state: State, which: Any, wide: bool, sampled: Any, stride: int, ids: Any, scores: Any, masses: Any
+) -> None:
+    """Merge the parts of the rows `which`: exact top-k into `ids` and `scores` (B, k), the partition sum into `masses` (B, 3).
 
-    Candidates enter log_z with their exact scores. The rest of the sum is corrected by the ratio of exact to approximate
-    sums over the sampled labels, whose float32 scores are `sampled` (B, S+); `spread` (B) is the standard deviation of the
-    error of s/τ. `doubt` (B) becomes the standard error of log_z, infinite where the sample does not look like the rest.
+    Candidates are scored exactly: those that may be among the best k, or `wide` all that were kept. `masses` becomes the log
+    of the candidates' exact Σ e^{s/τ}, the log of everybody else's approximate one, and √Σe^{2s/τ} / Σe^{s/τ} of the latter.
+    Candidates found among the sample (every `stride`-th label), whose scores are `sampled` (B, S), leave it as −inf.
     """
-    for row in prange(len(ids)):
-        parts = len(state.counts)
+    for place in prange(len(which)):
+        row, parts = which[np.int64(place)], len(state.counts)
         count = np.sum(state.counts[:, row])
         found, near = np.empty(count, np.int64), np.empty(count, np.float32)
         n = 0
@@ -312,7 +281,7 @@ def finish(call: Call, state: State, sampled: Any, spread: Any, ids: Any, scores
             found[n : n + filled] = state.ids[part, row, :filled]
             near[n : n + filled] = state.scores[part, row, :filled]
             n += filled
-        if count > call.k:
+        if count > call.k and not wide:
             kth = _kth_largest(near, call.k)
             kept = near >= np.float32(kth - 2 * call.error[row])
             found, near = found[kept], near[kept]
@@ -325,32 +294,22 @@ def finish(call: Call, state: State, sampled: Any, spread: Any, ids: Any, scores
         top = np.float64(np.max(state.top[:, row]))
         if len(best):
             top = max(top, exact[best[0]] * call.scale) if not call.unified else top
-        total, sample, square = 0.0, 0.0, 0.0
+        total, square = 0.0, 0.0
         for part in range(parts):
             factor = math.exp(np.float64(state.top[part, row]) - top)
             total += state.total[part, row] * factor
-            sample += state.sample[part, row] * factor
             square += state.square[part, row] * factor * factor
-        of_candidates, whole, sample_whole = 0.0, total, sample
+        of_candidates, whole = 0.0, total
         for n in range(len(found)):
             of_candidates += math.exp(exact[n] * call.scale - top)
             mass = math.exp(near[n] * call.scale - top)
             total -= mass
-            if call.stride and found[n] % call.stride == 0:
-                sample -= mass
-                square -= mass * mass
-                sampled[row, found[n] // call.stride] = -np.inf
-        doubt[row] = 0.0
-        total = max(total, 0.0)
-        if call.stride and total > 1e-3 * whole:
-            work, flags = np.empty(64, np.float32), np.empty(256, np.uint16)
-            share = sample * call.stride / total
-            if sample > 0 and 0.5 < share < 2:
-                part_of_rest = total / (total + of_candidates)
-                # The second term: taking candidates off a float32 sum leaves its rounding behind.
-                noise = spread[row] * math.sqrt(max(square, 0.0)) + 1e-6 * sample_whole
-                doubt[row] = noise / sample * part_of_rest
-                total *= _sum_exp(sampled[row], call.scale, top, work, flags) / sample
-            else:
-                doubt[row] = np.inf
-        log_z[row] = top + math.log(of_candidates + total) if of_candidates + total > 0 else -np.inf
+            square -= mass * mass
+            if stride and found[n] % stride == 0:
+                sampled[row, found[n] // stride] = -np.inf
+        # Taking candidates off a sum of float32 exponentials leaves their rounding behind: less than this is nothing.
+        if total < 1e-6 * whole:
+            total = 0.0
+        masses[row, 0] = top + math.log(of_candidates) if of_candidates > 0 else -np.inf
+        masses[row, 1] = top + math.log(total) if total > 0 else -np.inf
+        masses[row, 2] = math.sqrt(max(square, 0.0)) / total if total > 0 else 0.0
