@@ -14,7 +14,7 @@ from index.base import LabelIndex
 class ExactIndex(LabelIndex):
     """`kernels.scan` over the label rows; `scan_copy` names the scanning copy (see `Kernels.prepare`)."""
 
-    def __init__(self, *, scan_copy: Literal["auto", "none", "int16"] = "auto", backend: str | None = None) -> None:
+    def __init__(self, *, scan_copy: Literal["auto", "none", "int16", "int8"] = "auto", backend: str | None = None) -> None:
         self.scan_copy = scan_copy
         self.kernels: Kernels = choose(backend=backend)
         self.prepared: Prepared | None = None

@@ -36,7 +36,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def prepare(self, labels: Tensor, copy: str = "auto") -> Prepared:
-        """Return `labels` (L, D) as float32 rows with a scanning copy: "auto", "none" or "int16"."""
+        """Return `labels` (L, D) as float32 rows with a scanning copy: "auto", "none", "int16" or "int8"."""
 
     @abstractmethod
     def scan(self, queries: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:

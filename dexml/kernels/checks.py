@@ -10,7 +10,7 @@ from torch import Tensor
 from dexml.errors import InputError
 from dexml.types import Positives
 
-COPIES = ("auto", "none", "int16")
+COPIES = ("auto", "none", "int16", "int8")
 
 
 def check_labels(labels: Tensor, copy: str) -> None:
@@ -32,6 +32,13 @@ def check_queries(queries: Tensor, dimension: int, temperature: float) -> None:
     if not bool(torch.isfinite(queries).all()):
         row = int((~torch.isfinite(queries).all(1)).nonzero()[0])
         raise InputError(f"queries must be finite, found NaN or infinity in row {row}")
+
+
+def check_products(queries: Tensor, labels: Tensor, temperature: float) -> None:
+    """Raise InputError unless `labels` is (L, D), `queries` a finite floating (B, D) and `temperature` a number above 0."""
+    if labels.ndim != 2:
+        raise InputError(f"labels must be (L, D), got {tuple(labels.shape)}")
+    check_queries(queries, labels.shape[1], temperature)
 
 
 def check_k(k: int) -> None:

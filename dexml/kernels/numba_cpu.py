@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -18,12 +18,23 @@ import torch
 from torch import Tensor
 
 from dexml.errors import InputError
-from dexml.kernels import numba_rescore, numba_scan
+from dexml.kernels import numba_rescore, numba_scan, numba_slabs
 from dexml.kernels.base import Kernels, Prepared
-from dexml.kernels.checks import check_ids, check_k, check_labels, check_queries
+from dexml.kernels.checks import check_ids, check_k, check_labels, check_pairs, check_products, check_queries
 from dexml.kernels.instructions import LANES, has_int16_products
+from dexml.kernels.numba_finish import finish
 from dexml.kernels.reference import ReferenceKernels
-from dexml.kernels.rounding import SAMPLE, RoundedLabels, log_partition, pack, round_labels, round_queries, score_error
+from dexml.kernels.rounding import (
+    SAMPLE,
+    RoundedLabels,
+    Sample,
+    noise,
+    pack,
+    round_labels,
+    round_queries,
+    score_error,
+    take_sample,
+)
 from dexml.kernels.threads import ONE_AT_A_TIME
 from dexml.types import Positives, Problem, TopK
 
@@ -32,6 +43,8 @@ log = logging.getLogger(__name__)
 SLAB = 256  # queries that share one pass
 SMALL = 8 * SAMPLE  # labels below which a copy does not pay
 TOLERANCE = 1e-4 / 4  # of the standard error of log_z, a quarter of what is promised
+BYTES_FROM = 1 << 27  # numbers of a label matrix that reading takes so long that an int8 copy pays
+BYTES_UP_TO = 8192  # dimension at which its int32 sums cannot overflow
 ROWS_UP_TO = 4  # queries for which a matrix-vector loop is fastest
 ALONE_UP_TO = 64  # queries for which torch's part of a pass runs on one thread
 UNIFIED_UP_TO = 40  # the largest ‖x‖·max‖y‖/τ that float32 exponentials, squared too, can have taken off beforehand
@@ -39,7 +52,7 @@ PRODUCT = 1 << 20  # scores of a float32 block
 
 
 class NumbaKernels(Kernels):
-    """Exact scans and rescoring on the CPU; the differentiable operations are those of the reference."""
+    """Exact scans, rescoring and differentiable row sums on the CPU, in float32 or better."""
 
     def __init__(self) -> None:
         self.scanned = 0  # rows answered from an int16 copy so far
@@ -47,26 +60,33 @@ class NumbaKernels(Kernels):
 
     @classmethod
     def unsupported(cls, problem: Problem) -> str | None:
-        """Return a reason for anything but float32 on a CPU without a gradient."""
+        """Return a reason for anything but float32 on a CPU."""
         if problem.device != "cpu":
             return f"runs on the CPU, not on {problem.device}"
-        if problem.dtype == torch.float64:
-            return "computes in float32, not in float64"
-        return "has no gradients" if problem.needs_grad else None
+        return "computes in float32, not in float64" if problem.dtype == torch.float64 else None
 
     def prepare(self, labels: Tensor, copy: str = "auto") -> Prepared:
-        """Return float32 rows (L, D); "auto" adds an int16 copy where the CPU multiplies it and L is worth it.
+        """Return float32 rows (L, D) with an int16 copy, or "int8" with both; "auto" makes those that the CPU and L are worth.
 
         Raises InputError for a copy that this CPU or backend cannot scan.
         """
         check_labels(labels, copy)
         rows = labels.detach().float().contiguous()
-        if copy == "int16" and not has_int16_products():
-            raise InputError("this CPU has no AVX-512 BW, which scanning an int16 copy takes; ask for 'none' or 'auto'")
+        if copy.startswith("int") and not has_int16_products():
+            raise InputError(f"this CPU has no AVX-512 BW, which scanning an {copy} copy takes; ask for 'none' or 'auto'")
         longest = float(torch.linalg.vector_norm(rows, dim=1).max())
-        if copy == "none" or (copy == "auto" and not (has_int16_products() and len(rows) >= SMALL)):
-            return Prepared(rows, "none", {"longest": longest})
-        return Prepared(rows, "int16", {"longest": longest, "rounded": round_labels(rows, longest)})
+        if copy == "auto":
+            copy = "none" if not has_int16_products() or len(rows) < SMALL else "int16"
+            if copy == "int16" and rows.numel() >= BYTES_FROM:
+                copy = "int8"
+        if copy == "none":
+            return Prepared(rows, copy, {"longest": longest})
+        copies = [round_labels(rows, longest)]
+        if copy == "int8" and rows.shape[1] <= BYTES_UP_TO:
+            copies.insert(0, round_labels(rows, longest, bits=8))
+        return Prepared(
+            rows, copy, {"longest": longest, "copies": copies, "sample": take_sample(rows), "patience": _Patience()}
+        )
 
     def scan(self, queries: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:
         """Return the exact top-k (B, k) of `queries @ labels.T` and log_z (B), within 1e-4 of float64.
@@ -103,29 +123,83 @@ class NumbaKernels(Kernels):
         return ReferenceKernels().softmax(scores, temperature)
 
     def negative_lse(self, queries: Tensor, labels: Tensor, positives: Positives, temperature: float) -> Tensor:
-        """Return the reference's."""
-        return ReferenceKernels().negative_lse(queries, labels, positives, temperature)
+        """Return torch.logsumexp((queries @ labels.T / τ).masked_fill(positive, −∞), 1), float32 (B).
+
+        Scores exist a slab of rows at a time, in both directions. Of float64 inputs it is the reference's, in float64.
+        """
+        if not _slabs_serve(queries, labels):
+            return ReferenceKernels().negative_lse(queries, labels, positives, temperature)
+        check_products(queries, labels, temperature)
+        check_pairs(queries, labels, positives)
+        return numba_slabs.negative_lse(queries, labels, positives, temperature)
 
     def topk_threshold(self, queries: Tensor, labels: Tensor, k: int, alpha: float, temperature: float) -> Tensor:
-        """Return the reference's."""
-        return ReferenceKernels().topk_threshold(queries, labels, k, alpha, temperature)
+        """Return t (B) with torch.sigmoid(α·(queries @ labels.T / τ + t[:, None])).sum(1) == k, float32; +∞ where k ≥ L.
+
+        Scores exist a slab of rows at a time, in both directions. Of float64 inputs it is the reference's, in float64.
+        """
+        if not _slabs_serve(queries, labels):
+            return ReferenceKernels().topk_threshold(queries, labels, k, alpha, temperature)
+        check_k(k)
+        check_products(queries, labels, temperature)
+        return numba_slabs.topk_threshold(queries, labels, k, alpha, temperature)
 
     def _slab(self, rows: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:
-        rounded = prepared.private.get("rounded")
-        if rounded is None:
-            return _exact_pass(rows, prepared, k, temperature)
-        with ONE_AT_A_TIME:
-            parts = _threads()
-            with _one_torch_thread() if len(rows) <= ALONE_UP_TO else nullcontext():
-                answer, doubtful = _rounded_pass(rows, prepared, rounded, k, temperature, parts)
+        """Answer from the shortest copy; rows whose log-partition it leaves in doubt from the next, at last in float32."""
+        answer = None
+        which = torch.arange(len(rows))
+        for copy in prepared.private.get("copies", ()):
+            short = copy.rows.itemsize == 1
+            if short and (len(rows) > ROWS_UP_TO or not prepared.private["patience"].ready()):
+                continue
+            with ONE_AT_A_TIME:
+                parts = _threads()
+                with _one_torch_thread() if len(which) <= ALONE_UP_TO else nullcontext():
+                    found, doubtful = _rounded_pass(rows[which], prepared, copy, k, temperature, parts)
+            answer = _into(answer, found, which)
+            which = which[doubtful]
+            if short:
+                prepared.private["patience"].learn(len(which) == 0)
+            if len(which) == 0:
+                break
+        else:
+            if answer is not None:
+                self.rescanned += len(which)
+                log.debug("%d of %d rows scanned again in float32 for their log-partition", len(which), len(rows))
+            answer = _into(answer, _exact_pass(rows[which], prepared, k, temperature), which)
         self.scanned += len(rows)
-        if len(doubtful):
-            self.rescanned += len(doubtful)
-            log.debug("%d of %d rows scanned again in float32 for their log-partition", len(doubtful), len(rows))
-            again = _exact_pass(rows[doubtful], prepared, 1, temperature)
-            assert answer.log_z is not None and again.log_z is not None
-            answer.log_z[doubtful] = again.log_z
+        assert answer is not None
         return answer
+
+
+class _Patience:
+    """Whether a copy that may fail is worth a try: after each failure in a row it waits for twice as many calls, 64 at most."""
+
+    def __init__(self) -> None:
+        self.wait, self.failures = 0, 0
+
+    def ready(self) -> bool:
+        self.wait -= 1
+        return self.wait < 0
+
+    def learn(self, good: bool) -> None:
+        self.failures = 0 if good else min(self.failures + 1, 6)
+        self.wait = 0 if good else 2**self.failures
+
+
+def _into(answer: TopK | None, found: TopK, which: Tensor) -> TopK:
+    """Put the rows `which` of an answer in their place."""
+    if answer is None:
+        return found
+    assert answer.log_z is not None and found.log_z is not None
+    answer.ids[which], answer.scores[which], answer.log_z[which] = found.ids, found.scores, found.log_z
+    return answer
+
+
+def _slabs_serve(queries: Tensor, labels: Tensor) -> bool:
+    """Return whether slabs of float32 scores serve: on a CPU, nothing in float64, and any label at all."""
+    number = torch.promote_types(queries.dtype, labels.dtype)
+    return len(labels) > 0 and NumbaKernels.unsupported(Problem(queries.device.type, number)) is None
 
 
 def _threads() -> int:
@@ -157,20 +231,21 @@ def _call(
     return call, bound.astype(np.float32) if unified else None
 
 
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """Room for what `numba_scan.finish` writes."""
+class _Answer(NamedTuple):
+    """Room for what `finish` writes: B rows, k places."""
 
     ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
-    masses: npt.NDArray[np.float64]
+    log_z: npt.NDArray[np.float32]
+    doubt: npt.NDArray[np.float64]
 
     @classmethod
     def empty(cls, batch: int, k: int) -> _Answer:
-        return cls(np.full((batch, k), -1, np.int64), np.full((batch, k), -np.inf, np.float32), np.full((batch, 3), -np.inf))
+        ids, scores = np.full((batch, k), -1, np.int64), np.full((batch, k), -np.inf, np.float32)
+        return cls(ids, scores, np.empty(batch, np.float32), np.empty(batch))
 
-    def topk(self, log_z: Tensor) -> TopK:
-        return TopK(torch.from_numpy(self.ids), torch.from_numpy(self.scores), log_z.float())
+    def topk(self) -> TopK:
+        return TopK(torch.from_numpy(self.ids), torch.from_numpy(self.scores), torch.from_numpy(self.log_z))
 
 
 def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:
@@ -180,7 +255,7 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
     # The rounding of a float32 product of any summation order: D·2^-24 relative to ‖x‖‖y‖, doubled for safety.
     error = torch.linalg.vector_norm(rows, dim=1) * (prepared.private["longest"] * (width + 8) * 2.0**-23) + 1e-37
     call, top = _call(rows, prepared, k, temperature, error)
-    state = numba_scan.new_state(1, batch, call.k, top)
+    state = numba_scan.new_state(1, batch, max(512, 4 * k), top)
     step = max(1024, PRODUCT // batch // LANES * LANES)
     buffer = torch.empty(batch * step)
     answer = _Answer.empty(batch, k)
@@ -193,39 +268,45 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
             torch.mm(rows, labels[start : start + count].T, out=product[:, :count])
             numba_scan.absorb_product(call, state, product.numpy(), start, count)
         none = np.empty((batch, 0), np.float32)
-        numba_scan.finish(call, state, np.arange(batch), False, none, 0, answer.ids, answer.scores, answer.masses)
-    masses = torch.from_numpy(answer.masses)
-    return answer.topk(torch.logaddexp(masses[:, 0], masses[:, 1]))
+        finish(call, state, np.arange(batch), False, np.zeros((batch, 2)), (none, none, 0), *answer)
+    return answer.topk()
 
 
 def _rounded_pass(
     rows: Tensor, prepared: Prepared, labels: RoundedLabels, k: int, temperature: float, parts: int
 ) -> tuple[TopK, Tensor]:
-    """Scan the int16 copy; return the answer and the numbers of the rows whose log-partition is in doubt."""
+    """Scan an int16 or int8 copy; return the answer and the numbers of the rows whose log-partition is in doubt."""
     batch, width = len(rows), labels.rows.shape[1]
     queries = round_queries(rows)
     error = score_error(queries, labels)
     call, top = _call(rows, prepared, k, temperature, error)
-    sampled = rows @ labels.sample.T
+    sample: Sample = prepared.private["sample"]
+    both = torch.cat([rows, queries.lost])
+    if batch <= ROWS_UP_TO:
+        products = torch.empty(2 * batch, len(sample.rows))
+        numba_scan.few_products(both.numpy(), sample.rows.numpy(), products.numpy())
+    else:
+        products = both @ sample.rows.T
+    sampled, pulls = products[:batch], products[batch:]
+    sampled[:, sample.count :] = -torch.inf
     bars = None
-    if call.k <= len(labels.sample):  # the k-th best of the sample is the first bar
+    if call.k <= sample.count:  # the k-th best of the sample is the first bar
         bars = (torch.topk(sampled, call.k, dim=1).values[:, -1] - 2 * error).numpy()
-    state = numba_scan.new_state(parts, batch, call.k, top, bars)
+    state = numba_scan.new_state(parts, batch, max(512, 4 * k) * 2 // labels.rows.itemsize, top, bars)
     units = torch.zeros(-(-batch // 32) * 32)
     units[:batch] = queries.units * labels.unit
     if batch <= ROWS_UP_TO:
         vectors = torch.zeros(1 if batch == 1 else ROWS_UP_TO, width, dtype=torch.int16)
         vectors[:batch, : rows.shape[1]] = queries.near
-        numba_scan.scan_rows(call, state, labels.rows, vectors.numpy(), units.numpy())
+        numba_scan.scan_rows(call, state, labels.rows, labels.steps, vectors.numpy(), units.numpy())
     else:
         packed = pack(queries, width, 16 if batch <= 16 else 32)
         numba_scan.scan_tiles(call, state, labels.rows, packed, units.numpy())
-    answer = _Answer.empty(batch, k)
-    which, log_z = np.arange(batch), torch.empty(batch, dtype=torch.float64)
+    answer, which = _Answer.empty(batch, k), np.arange(batch)
+    told = (sampled.numpy(), pulls.numpy(), sample.stride)
     for wide in (False, True):
-        numba_scan.finish(call, state, which, wide, sampled.numpy(), labels.stride, answer.ids, answer.scores, answer.masses)
-        log_z, doubt = log_partition(torch.from_numpy(answer.masses), queries, labels, sampled, temperature)
-        which = np.flatnonzero(~(doubt <= TOLERANCE).numpy())
+        finish(call, state, which, wide, noise(queries, labels, temperature), told, *answer)
+        which = np.flatnonzero(~(answer.doubt <= TOLERANCE))
         if len(which) == 0:
             break
-    return answer.topk(log_z), torch.from_numpy(which)
+    return answer.topk(), torch.from_numpy(which)

@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from dexml.kernels.instructions import absorb, lane_maximum, lowest_bit, prefetch, row_by_1, row_by_4, tile_of_16, tile_of_32
+from dexml.kernels.instructions import (
+    absorb,
+    byte_row_by_1,
+    byte_row_by_4,
+    lane_maximum,
+    lowest_bit,
+    prefetch,
+    row_by_1,
+    row_by_4,
+    tile_of_16,
+    tile_of_32,
+)
 
 BLOCK = 256  # labels whose scores are in cache at once
 AHEAD = 32  # rows that are asked for before their turn
@@ -44,14 +55,16 @@ class Call(NamedTuple):
 
 
 def new_state(
-    parts: int, batch: int, k: int, top: npt.NDArray[np.float32] | None, bars: npt.NDArray[np.float32] | None = None
+    parts: int, batch: int, room: int, top: npt.NDArray[np.float32] | None, bars: npt.NDArray[np.float32] | None = None
 ) -> State:
-    """Return an empty state; `top` (B) is the unified maximum, where there is one, `bars` (B) what no score may fall below."""
-    capacity = max(512, 4 * k)
+    """Return an empty state with `room` for candidates.
+
+    `top` (B) is the unified maximum, where there is one, and `bars` (B) what no score may fall below.
+    """
     shape = (parts, batch)
     return State(
-        np.empty((*shape, capacity), np.float32),
-        np.empty((*shape, capacity), np.int32),
+        np.empty((*shape, room), np.float32),
+        np.empty((*shape, room), np.int32),
         np.zeros(shape, np.int64),
         np.full(shape, -np.inf, np.float32) if bars is None else np.repeat(bars[None], parts, 0),
         np.full(shape, -np.inf, np.float32) if top is None else np.repeat(top[None], parts, 0),
@@ -69,8 +82,21 @@ def exact_score(query: Any, label: Any) -> float:
     return total
 
 
+@njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"})
+def few_products(left: Any, right: Any, out: Any) -> None:
+    """Write float32 left (B, D) @ right (S, D).T into `out` (B, S): for a handful of rows, which torch multiplies slowly."""
+    chunks = (len(right) + 63) // 64
+    for chunk in prange(chunks):
+        for n in range(64 * np.int64(chunk), min(64 * np.int64(chunk) + 64, len(right))):
+            for b in range(len(left)):
+                total = np.float32(0)
+                for d in range(right.shape[1]):
+                    total += left[b, d] * right[n, d]
+                out[b, n] = total
+
+
 @njit(cache=True)
-def _kth_largest(values: Any, k: int) -> Any:
+def kth_largest(values: Any, k: int) -> Any:
     """Return the k-th largest of `values`, by Hoare's selection; numpy's own takes numba five seconds to compile."""
     work = values.copy()
     low, high, place = 0, len(work) - 1, len(work) - k
@@ -96,7 +122,7 @@ def _kth_largest(values: Any, k: int) -> Any:
 
 
 @njit(cache=True)
-def _best(exact: Any, k: int) -> Any:
+def best_of(exact: Any, k: int) -> Any:
     """Return the places of the k best, equal ones in the order given."""
     return np.argsort(-exact, kind="mergesort")[:k]
 
@@ -109,7 +135,7 @@ def _compact(call: Call, state: State, part: int, row: int) -> None:
     """
     scores, ids = state.scores[part, row], state.ids[part, row]
     count = state.counts[part, row]
-    kth, half = _kth_largest(scores[:count], call.k), _kth_largest(scores[:count], count // 2)
+    kth, half = kth_largest(scores[:count], call.k), kth_largest(scores[:count], count // 2)
     bar = max(state.bars[part, row], min(half, np.float32(kth - 2 * call.error[row])))
     kept = 0
     for n in range(count):
@@ -120,7 +146,7 @@ def _compact(call: Call, state: State, part: int, row: int) -> None:
         exact = np.empty(kept)
         for n in range(kept):
             exact[n] = exact_score(call.rows[row], call.labels[ids[n]])
-        best = _best(exact, call.k)
+        best = best_of(exact, call.k)
         bar = max(bar, np.float32(exact[best[-1]] - call.error[row]))
         best = np.sort(best)
         for n in range(call.k):
@@ -228,26 +254,47 @@ def scan_tiles(call: Call, state: State, copy: Any, packed: Any, units: Any) -> 
                     )
 
 
+@njit(cache=True, inline="always")
+def _row(row: int, base: int, pieces: int, unit: int, out: int, wide: int, single: bool) -> None:
+    if single:
+        row_by_1(row, base, pieces, unit, out, wide)
+    else:
+        row_by_4(row, base, pieces, unit, out, wide)
+
+
+@njit(cache=True, inline="always")
+def _byte_row(row: int, base: int, pieces: int, unit: int, out: int, wide: int, single: bool) -> None:
+    if single:
+        byte_row_by_1(row, base, pieces, unit, out, wide)
+    else:
+        byte_row_by_4(row, base, pieces, unit, out, wide)
+
+
 @njit(cache=True, parallel=True)
-def scan_rows(call: Call, state: State, copy: Any, vectors: Any, units: Any) -> None:
-    """Scan the int16 `copy` (L+, D+) with one or four `vectors` and their `units`, lanes running along the dimension."""
+def scan_rows(call: Call, state: State, copy: Any, steps: Any, vectors: Any, units: Any) -> None:
+    """Scan the `copy` (L+, D+) with one or four `vectors` and their `units`, lanes running along the dimension.
+
+    The copy is int16, or int8 whose row n counts in `steps[n]`.
+    """
     parts, batch = state.counts.shape
-    count, stride = len(call.labels), 2 * copy.shape[1]
+    count, stride, single = len(call.labels), copy.itemsize * copy.shape[1], len(vectors) == 1
     blocks = (count + 4 * BLOCK - 1) // (4 * BLOCK)
     for part in prange(parts):
         scores = np.empty((len(vectors), 4 * BLOCK), np.float32)
         work, flags = np.empty(64, np.float32), np.empty(BLOCK, np.uint16)
-        out, step, pieces, base = scores.ctypes.data, 16 * BLOCK, stride // 64, vectors.ctypes.data
+        out, wide, pieces, base = scores.ctypes.data, 16 * BLOCK, copy.shape[1] // 32, vectors.ctypes.data
+        unit = units.ctypes.data
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
             first = 4 * BLOCK * block
             filled = min(4 * BLOCK, count - first)
             start = copy.ctypes.data + first * stride
-            if len(vectors) == 1:
+            if copy.itemsize == 1:
                 for n in range(filled):
-                    row_by_1(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
+                    _byte_row(start + n * stride, base, pieces, unit, out + 4 * n, wide, single)
+                scores[:, :filled] *= steps[first : first + filled]
             else:
                 for n in range(filled):
-                    row_by_4(start + n * stride, stride, base, pieces, units.ctypes.data, out + 4 * n, step)
+                    _row(start + n * stride, base, pieces, unit, out + 4 * n, wide, single)
             for row in range(batch):
                 take_row(call, state, np.int64(part), np.int64(row), scores[row], first, filled, work, flags)
 
@@ -259,57 +306,3 @@ def absorb_product(call: Call, state: State, product: Any, first: int, count: in
         work, flags = np.empty(64, np.float32), np.empty((count + 15) // 16, np.uint16)
         # prange counts in uint64 where it is parallel: without the casts everything below is compiled twice.
         take_row(call, state, np.int64(0), np.int64(row), product[np.int64(row)], first, count, work, flags)
-
-
-@njit(cache=True, parallel=True)
-def finish(
-    call: Call, state: State, which: Any, wide: bool, sampled: Any, stride: int, ids: Any, scores: Any, masses: Any
-) -> None:
-    """Merge the parts of the rows `which`: exact top-k into `ids` and `scores` (B, k), the partition sum into `masses` (B, 3).
-
-    Candidates are scored exactly: those that may be among the best k, or `wide` all that were kept. `masses` becomes the log
-    of the candidates' exact Σ e^{s/τ}, the log of everybody else's approximate one, and √Σe^{2s/τ} / Σe^{s/τ} of the latter.
-    Candidates found among the sample (every `stride`-th label), whose scores are `sampled` (B, S), leave it as −inf.
-    """
-    for place in prange(len(which)):
-        row, parts = which[np.int64(place)], len(state.counts)
-        count = np.sum(state.counts[:, row])
-        found, near = np.empty(count, np.int64), np.empty(count, np.float32)
-        n = 0
-        for part in range(parts):
-            filled = state.counts[part, row]
-            found[n : n + filled] = state.ids[part, row, :filled]
-            near[n : n + filled] = state.scores[part, row, :filled]
-            n += filled
-        if count > call.k and not wide:
-            kth = _kth_largest(near, call.k)
-            kept = near >= np.float32(kth - 2 * call.error[row])
-            found, near = found[kept], near[kept]
-        exact = np.empty(len(found))
-        for n in range(len(found)):
-            exact[n] = exact_score(call.rows[row], call.labels[found[n]])
-        best = _best(exact, call.k)
-        for n in range(len(best)):
-            ids[row, n], scores[row, n] = found[best[n]], exact[best[n]]
-        top = np.float64(np.max(state.top[:, row]))
-        if len(best):
-            top = max(top, exact[best[0]] * call.scale) if not call.unified else top
-        total, square = 0.0, 0.0
-        for part in range(parts):
-            factor = math.exp(np.float64(state.top[part, row]) - top)
-            total += state.total[part, row] * factor
-            square += state.square[part, row] * factor * factor
-        of_candidates, whole = 0.0, total
-        for n in range(len(found)):
-            of_candidates += math.exp(exact[n] * call.scale - top)
-            mass = math.exp(near[n] * call.scale - top)
-            total -= mass
-            square -= mass * mass
-            if stride and found[n] % stride == 0:
-                sampled[row, found[n] // stride] = -np.inf
-        # Taking candidates off a sum of float32 exponentials leaves their rounding behind: less than this is nothing.
-        if total < 1e-6 * whole:
-            total = 0.0
-        masses[row, 0] = top + math.log(of_candidates) if of_candidates > 0 else -np.inf
-        masses[row, 1] = top + math.log(total) if total > 0 else -np.inf
-        masses[row, 2] = math.sqrt(max(square, 0.0)) / total if total > 0 else 0.0
