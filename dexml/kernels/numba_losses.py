@@ -1,8 +1,8 @@
-"""Losses and their gradients over a slab of score rows, in a few passes while each row is in a core's own cache.
+"""Functions of score rows and their gradients over a slab, in a few passes while each row is in a core's own cache.
 
-A function here overwrites each row of scores with G and gives a coefficient a, such that the gradient of the row's loss is
-a·G: the coefficient is multiplied into the operands of the matrix products and costs no pass of its own. The rows are
-float32 or bfloat16 (`half`), padded with −∞ to a multiple of 16.
+A function here gives each row of scores a value, overwrites the row with G and gives a coefficient a, such that the gradient
+of the value is a·G: the coefficient is multiplied into the operands of the matrix products and costs no pass of its own. The
+rows are float32 or bfloat16 (`half`), padded with −∞ to a multiple of 16.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numba import njit, prange
 from dexml.kernels import row_passes as passes
 
 PIECE = 256  # vectors of 16 that are summed in float32 before float64 takes over
+SOLID = 1e-30  # Σσ(1 − σ) below which a row is saturated and moves no threshold
 
 
 class Slab(NamedTuple):
@@ -28,14 +29,15 @@ class Slab(NamedTuple):
     indptr: npt.NDArray[np.int64]  # (R+1), the first of them anywhere
     indices: npt.NDArray[np.int64]
     shares: npt.NDArray[np.float64]  # (nnz) the weight of each positive in its row; 1/|P| unless drawn
-    values: npt.NDArray[np.float64]  # (R) out: the loss of the row
+    values: npt.NDArray[np.float64]  # (R) out: the value of the row
     coefficients: npt.NDArray[np.float64]  # (R) out: a
 
 
 @njit(cache=True)
-def _pass(kind: int, address: int, half: bool, vectors: int, scale: float, offset: float, work: Any) -> tuple[float, float]:
+def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: Any) -> tuple[float, float]:
     """Run pass `kind` over a row: 0 maximum, 1 exp, 2 exp without writing, 3 slopes, 4 slopes without writing, 5 softplus."""
-    sums, size, first, second = work.ctypes.data, 32 if half else 64, 0.0, 0.0
+    address, vectors, size = row.ctypes.data, len(row) // 16, 32 if half else 64
+    sums, first, second = work.ctypes.data, 0.0, 0.0
     s, o = np.float32(scale), np.float32(offset)
     if kind == 0:
         first = -np.inf
@@ -44,7 +46,9 @@ def _pass(kind: int, address: int, half: bool, vectors: int, scale: float, offse
         work[:32] = -np.inf if kind == 0 else 0.0
         if kind == 0:
             passes.maximum_16(here, number, s, o, sums) if half else passes.maximum_32(here, number, s, o, sums)
-            first = max(first, np.max(work[:16]))
+            for lane in range(16):
+                if work[lane] > first or math.isnan(work[lane]):  # NaN stays: nothing is above it
+                    first = work[lane]
         elif kind == 1:
             passes.exp_16(here, number, s, o, sums) if half else passes.exp_32(here, number, s, o, sums)
         elif kind == 2:
@@ -93,90 +97,110 @@ def _sigmoid(x: float) -> float:
 
 
 @njit(cache=True)
-def _gather(slab: Slab, n: int, single: Any) -> Any:
-    """Return the scores of the positives of a row."""
-    first, last = slab.indptr[n], slab.indptr[n + 1]
-    found = np.empty(last - first)
-    for p in range(first, last):
-        found[p - first] = _read(slab.scores[n], slab.half, slab.indices[p], single)
-    return found
+def _open(slab: Slab, n: int) -> Any:
+    """Return row n, where its positives are, their scores and shares, and room for a pass and for a number."""
+    row, first, last = slab.scores[n], slab.indptr[n], slab.indptr[n + 1]
+    work, single = np.empty(32, np.float32), np.empty(1, np.float32)
+    places, found = slab.indices[first:last], np.empty(last - first)
+    for p in range(len(places)):
+        found[p] = _read(row, slab.half, places[p], single)
+    return row, places, found, slab.shares[first:last], work, single
+
+
+@njit(cache=True)
+def _of_negatives(row: Any, half: bool, places: Any, work: Any, single: Any) -> tuple[float, float]:
+    """Overwrite a row with e^{s − top}, 0 at `places`, and return top and the sum, NaN for a row that is not finite.
+
+    Top is 0 where nothing is left.
+    """
+    for place in places:
+        _write(row, half, place, -np.inf, single)
+    top, _ = _pass(0, row, half, 1.0, 0.0, work)
+    top = 0.0 if top == -np.inf else top
+    total, _ = _pass(1, row, half, 1.0, -top, work)
+    return top, total if math.isfinite(top) else np.nan
+
+
+# In the functions below `values` and `coefficients` have names because numba loses what a parallel loop writes through a field.
+
+
+@njit(cache=True, parallel=True)
+def negative_lse(slab: Slab) -> None:
+    """Log Σ_negatives e^{s_n}, −∞ without negatives; positives leave the sum before it is taken."""
+    values, coefficients = slab.values, slab.coefficients
+    for n in prange(len(values)):
+        row, places, _, _, work, single = _open(slab, n)
+        top, total = _of_negatives(row, slab.half, places, work, single)
+        values[n], coefficients[n] = -np.inf, 0.0
+        if total != 0:
+            values[n], coefficients[n] = top + math.log(total), 1 / total
 
 
 @njit(cache=True, parallel=True)
 def decoupled_softmax(slab: Slab) -> None:
     """−Σ_p share_p [s_p − log(e^{s_p} + Σ_negatives e^{s_n})]; positives leave the sum before it is taken."""
-    # Named here because numba loses what a parallel loop writes through a field.
     values, coefficients = slab.values, slab.coefficients
     for n in prange(len(values)):
-        work, single = np.empty(32, np.float32), np.empty(1, np.float32)
-        row, half, vectors = slab.scores[n], slab.half, slab.scores.shape[1] // 16
-        first, of_positives = slab.indptr[n], _gather(slab, n, single)
+        row, places, of_positives, shares, work, single = _open(slab, n)
+        top, total = _of_negatives(row, slab.half, places, work, single)
         values[n], coefficients[n] = 0.0, 0.0
-        for p in range(len(of_positives)):
-            _write(row, half, slab.indices[first + p], -np.inf, single)
-        top, _ = _pass(0, row.ctypes.data, half, vectors, 1.0, 0.0, work)
-        top = top if math.isfinite(top) else 0.0
-        total, _ = _pass(1, row.ctypes.data, half, vectors, 1.0, -top, work)
-        if len(of_positives) == 0 or total <= 0:
+        if len(places) == 0 or total == 0:
             continue
         log_total, pulled = top + math.log(total), 0.0
-        pulls = np.empty(len(of_positives))
-        for p in range(len(of_positives)):
-            gap, share = log_total - of_positives[p], slab.shares[first + p]
-            values[n] += share * _softplus(gap)
-            pulls[p] = share * _sigmoid(gap)
+        pulls = np.empty(len(places))
+        for p in range(len(places)):
+            gap = log_total - of_positives[p]
+            values[n] += shares[p] * _softplus(gap)
+            pulls[p] = shares[p] * _sigmoid(gap)
             pulled += pulls[p]
         coefficients[n] = pulled / total
-        for p in range(len(of_positives)):
-            _write(row, half, slab.indices[first + p], -pulls[p] * total / max(pulled, 1e-300), single)
+        for p in range(len(places)):
+            _write(row, slab.half, places[p], -pulls[p] * total / max(pulled, 1e-300), single)
 
 
 @njit(cache=True, parallel=True)
 def softmax(slab: Slab) -> None:
     """−Σ_p [s_p − log Σ_j e^{s_j}]."""
-    # Named here because numba loses what a parallel loop writes through a field.
     values, coefficients = slab.values, slab.coefficients
     for n in prange(len(values)):
-        work, single = np.empty(32, np.float32), np.empty(1, np.float32)
-        row, half, vectors = slab.scores[n], slab.half, slab.scores.shape[1] // 16
-        first, of_positives = slab.indptr[n], _gather(slab, n, single)
-        top, _ = _pass(0, row.ctypes.data, half, vectors, 1.0, 0.0, work)
-        total, _ = _pass(1, row.ctypes.data, half, vectors, 1.0, -top, work)
-        number = len(of_positives)
+        row, places, of_positives, _, work, single = _open(slab, n)
+        top, _ = _pass(0, row, slab.half, 1.0, 0.0, work)
+        total, _ = _pass(1, row, slab.half, 1.0, -top, work)
+        number = len(places)
         values[n], coefficients[n] = number * (top + math.log(total)) - np.sum(of_positives), number / total
         for p in range(number):
-            value = math.exp(of_positives[p] - top) - total / number
-            _write(row, half, slab.indices[first + p], value, single)
+            _write(row, slab.half, places[p], math.exp(of_positives[p] - top) - total / number, single)
 
 
 @njit(cache=True, parallel=True)
 def binary_cross_entropy(slab: Slab) -> None:
     """(1/L) [Σ_j log(1 + e^{s_j}) − Σ_p s_p], 0 for a row without positives."""
-    # Named here because numba loses what a parallel loop writes through a field.
     values, coefficients = slab.values, slab.coefficients
     for n in prange(len(values)):
-        work, single = np.empty(32, np.float32), np.empty(1, np.float32)
-        row, half, vectors = slab.scores[n], slab.half, slab.scores.shape[1] // 16
-        first, of_positives = slab.indptr[n], _gather(slab, n, single)
-        total, _ = _pass(5, row.ctypes.data, half, vectors, 1.0, 0.0, work)
-        labelled = 1.0 if len(of_positives) else 0.0
+        row, places, of_positives, _, work, single = _open(slab, n)
+        total, _ = _pass(5, row, slab.half, 1.0, 0.0, work)
+        labelled = 1.0 if len(places) else 0.0
         values[n] = labelled * (total - np.sum(of_positives)) / slab.width
         coefficients[n] = labelled / slab.width
-        for p in range(len(of_positives)):
-            _write(row, half, slab.indices[first + p], -_sigmoid(-of_positives[p]), single)
+        for p in range(len(places)):
+            _write(row, slab.half, places[p], -_sigmoid(-of_positives[p]), single)
 
 
 @njit(cache=True)
-def _threshold(address: int, half: bool, vectors: int, count: int, k: int, alpha: float, top: float, work: Any) -> float:
+def _threshold(row: Any, half: bool, count: int, k: int, alpha: float, work: Any) -> float:
     """Return t with Σ_j σ(α(s_j + t)) = k < L: Newton steps on log Σσ from a lower bound, in a bracket.
 
-    σ(z) ≤ e^z, so that log k − log Σ e^{αs}, over α, lies below t and is close to it while sigmoids are in their tail.
+    σ(z) ≤ e^z, so that log k − log Σ e^{αs}, over α, lies below t and is close to it while sigmoids are in their tail. NaN
+    for a row that is not finite.
     """
-    mass, _ = _pass(2, address, half, vectors, alpha, -alpha * top, work)
+    top, _ = _pass(0, row, half, 1.0, 0.0, work)
+    if not math.isfinite(top):
+        return np.nan
+    mass, _ = _pass(2, row, half, alpha, -alpha * top, work)
     low = (math.log(k) - math.log(mass)) / alpha - top
     high, t = np.inf, low
     for _ in range(60):
-        total, slope = _pass(4, address, half, vectors, alpha, alpha * t, work)
+        total, slope = _pass(4, row, half, alpha, alpha * t, work)
         if total <= k:
             low = t
         else:
@@ -196,34 +220,41 @@ def _threshold(address: int, half: bool, vectors: int, count: int, k: int, alpha
 
 
 @njit(cache=True, parallel=True)
-def soft_topk(slab: Slab, k: int, alpha: float) -> None:
-    """−Σ_p share_p log σ(α(s_p + t)), Σ_j σ(α(s_j + t)) = k < L, differentiated through t (METHODS §1)."""
-    # Named here because numba loses what a parallel loop writes through a field.
+def topk_threshold(slab: Slab, k: int, alpha: float) -> None:
+    """T with Σ_j σ(α(s_j + t)) = k < L; ∂t/∂s_j = −v_j/Σv, v = σ(1 − σ), and 0 where all sigmoids are saturated."""
     values, coefficients = slab.values, slab.coefficients
     for n in prange(len(values)):
-        work, single = np.empty(32, np.float32), np.empty(1, np.float32)
-        row, half, vectors = slab.scores[n], slab.half, slab.scores.shape[1] // 16
-        address, first, of_positives = row.ctypes.data, slab.indptr[n], _gather(slab, n, single)
+        row, _, _, _, work, _ = _open(slab, n)
+        t = _threshold(row, slab.half, slab.width, k, alpha, work)
+        _, slopes = _pass(3, row, slab.half, alpha, alpha * t, work)
+        values[n], coefficients[n] = t, -1 / slopes if slopes > SOLID else 0.0
+
+
+@njit(cache=True, parallel=True)
+def soft_topk(slab: Slab, k: int, alpha: float) -> None:
+    """−Σ_p share_p log σ(α(s_p + t)), Σ_j σ(α(s_j + t)) = k < L, differentiated through t (METHODS §1)."""
+    values, coefficients = slab.values, slab.coefficients
+    for n in prange(len(values)):
+        row, places, of_positives, shares, work, single = _open(slab, n)
         values[n], coefficients[n] = 0.0, 0.0
-        if len(of_positives) == 0:
+        if len(places) == 0:
             row[:] = 0
             continue
-        top, _ = _pass(0, address, half, vectors, 1.0, 0.0, work)
-        t = _threshold(address, half, vectors, slab.width, k, alpha, top, work)
-        pulls, pulled = np.empty(len(of_positives)), 0.0
-        for p in range(len(of_positives)):
-            z, share = alpha * (of_positives[p] + t), slab.shares[first + p]
-            values[n] += share * _softplus(-z)
-            pulls[p] = -share * alpha * _sigmoid(-z)
+        t = _threshold(row, slab.half, slab.width, k, alpha, work)
+        pulls, pulled = np.empty(len(places)), 0.0
+        for p in range(len(places)):
+            z = alpha * (of_positives[p] + t)
+            values[n] += shares[p] * _softplus(-z)
+            pulls[p] = -shares[p] * alpha * _sigmoid(-z)
             pulled += pulls[p]
-        _, slopes = _pass(3, address, half, vectors, alpha, alpha * t, work)
-        solid = slopes > 1e-30 and pulled < 0  # a saturated row moves no threshold
+        _, slopes = _pass(3, row, slab.half, alpha, alpha * t, work)
+        solid = slopes > SOLID and pulled < 0
         if solid:
             coefficients[n] = -pulled / slopes
         else:
             coefficients[n] = 1.0
             row[:] = 0
-        for p in range(len(of_positives)):
+        for p in range(len(places)):
             z = alpha * (of_positives[p] + t)
             own = _sigmoid(z) * _sigmoid(-z) - pulls[p] * slopes / pulled if solid else pulls[p]
-            _write(row, half, slab.indices[first + p], own, single)
+            _write(row, slab.half, places[p], own, single)

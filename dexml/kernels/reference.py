@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dexml.kernels.base import Kernels, Prepared
-from dexml.kernels.checks import check_ids, check_k, check_labels, check_pairs, check_queries
+from dexml.kernels.checks import check_ids, check_k, check_labels, check_pairs, check_products, check_queries
 from dexml.types import Positives, Problem, TopK
 
 
@@ -103,6 +103,7 @@ class ReferenceKernels(Kernels):
 
     def negative_lse(self, queries: Tensor, labels: Tensor, positives: Positives, temperature: float) -> Tensor:
         """Return torch.logsumexp((queries @ labels.T / τ).masked_fill(positive, −∞), 1), (B); −∞ without negatives."""
+        check_products(queries, labels, temperature)
         check_pairs(queries, labels, positives)
         scores = at_least_float32(queries) @ at_least_float32(labels).T / temperature  # (B, L)
         rows, columns = positive_pairs(positives, scores.device)
@@ -116,9 +117,10 @@ class ReferenceKernels(Kernels):
     def topk_threshold(self, queries: Tensor, labels: Tensor, k: int, alpha: float, temperature: float) -> Tensor:
         """Return t (B) with torch.sigmoid(α·(queries @ labels.T / τ + t[:, None])).sum(1) == k; +∞ where k ≥ L."""
         check_k(k)
+        check_products(queries, labels, temperature)
         scores = at_least_float32(queries) @ at_least_float32(labels).T / temperature  # (B, L)
         if k >= len(labels):
-            return scores.new_full((len(scores),), math.inf)
+            return scores.sum(1) * 0 + math.inf  # constant, and differentiable all the same
         t = threshold(scores.detach(), k, alpha)
         # One Newton step that autograd can see carries the implicit gradient ∂t/∂s_j = −v_j / Σv, v = ασ(1−σ).
         sigmoid = torch.sigmoid(alpha * (scores + t[:, None]))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dexml.errors import InputError
 from dexml.kernels.base import Kernels, Prepared
-from dexml.kernels.checks import check_ids, check_k, check_labels, check_pairs, check_queries
+from dexml.kernels.checks import check_ids, check_k, check_labels, check_products, check_queries
 from dexml.kernels.reference import ReferenceKernels
 from dexml.types import Positives, Problem, TopK
 
@@ -41,12 +42,17 @@ class TritonKernels(Kernels):
         return "computes in float32, not in float64" if problem.dtype == torch.float64 else None
 
     def prepare(self, labels: Tensor, copy: str = "auto") -> Prepared:
-        """Return float32 rows (L, D) where the labels are; "auto" adds an int16 copy, half the bytes, from 65,536 labels on."""
+        """Return float32 rows (L, D) where the labels are; "auto" adds an int16 copy, half the bytes, from 65,536 labels on.
+
+        Raises InputError for the int8 copy of the CPU.
+        """
         from dexml.kernels.triton_scan import Scanned
         from dexml.kernels.triton_tiles import check_size
 
         check_labels(labels, copy)
         check_size(labels)
+        if copy == "int8":
+            raise InputError("the triton kernels scan 'none', 'int16' or 'auto', not an int8 copy")
         rows = labels.detach().float().contiguous()
         private: dict[str, object] = {"longest": float(torch.linalg.vector_norm(rows, dim=1).max())}
         private["rows"] = Scanned(rows, 1.0, 0.0)
@@ -98,6 +104,7 @@ class TritonKernels(Kernels):
             return ReferenceKernels().negative_lse(queries, labels, positives, temperature)
         from dexml.kernels.triton_losses import negative_lse
 
+        check_products(queries, labels, temperature)
         return negative_lse(queries, labels, positives, temperature)
 
     def topk_threshold(self, queries: Tensor, labels: Tensor, k: int, alpha: float, temperature: float) -> Tensor:
@@ -109,8 +116,8 @@ class TritonKernels(Kernels):
             return ReferenceKernels().topk_threshold(queries, labels, k, alpha, temperature)
         from dexml.kernels.triton_losses import threshold_and_pairs
 
+        check_products(queries, labels, temperature)
         none = Positives.from_rows([[]] * len(queries), len(labels))
-        check_pairs(queries, labels, none)
         return threshold_and_pairs(queries, labels, none, k, alpha, temperature, "float32")[0]
 
 

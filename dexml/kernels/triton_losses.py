@@ -214,15 +214,7 @@ def log_sum_and_pairs(
     Differentiable in queries and labels; float32. Equals, with s = queries @ labels.T / τ,
     torch.logsumexp(s.masked_fill(positive, −∞) if exclude else s, 1) and s[rows, columns].
     """
-    check_pairs(queries, labels, positives)
-    check_size(labels)
-    pairs = TiledPairs.of(positives, queries.device)
-    if len(queries) == 0:
-        return queries.sum(1).float() + labels.sum() * 0, queries.sum(1).float()
-    found: tuple[Tensor, Tensor] = _Partition.apply(  # type: ignore[no-untyped-call]
-        queries, labels, pairs, temperature, exclude, products
-    )
-    return found
+    return _rows_and_pairs(_Partition, queries, labels, positives, temperature, exclude, products)
 
 
 def threshold_and_pairs(
@@ -233,14 +225,18 @@ def threshold_and_pairs(
     Differentiable in queries and labels; float32. Equals torch.sigmoid(α·(s + t[:, None])).sum(1) == k and s[rows, columns].
     """
     check_k(k)
+    return _rows_and_pairs(_Threshold, queries, labels, positives, temperature, k, alpha, products)
+
+
+def _rows_and_pairs(
+    function: Any, queries: Tensor, labels: Tensor, positives: Positives, *options: Any
+) -> tuple[Tensor, Tensor]:
+    """Return a sum of each row (B) and the scores of the positive pairs (nnz) by one of the functions above."""
     check_pairs(queries, labels, positives)
     check_size(labels)
-    pairs = TiledPairs.of(positives, queries.device)
     if len(queries) == 0:
         return queries.sum(1).float() + labels.sum() * 0, queries.sum(1).float()
-    found: tuple[Tensor, Tensor] = _Threshold.apply(  # type: ignore[no-untyped-call]
-        queries, labels, pairs, temperature, k, alpha, products
-    )
+    found: tuple[Tensor, Tensor] = function.apply(queries, labels, TiledPairs.of(positives, queries.device), *options)
     return found
 
 
@@ -290,15 +286,9 @@ def binary_cross_entropy(
     queries: Tensor, labels: Tensor, positives: Positives, temperature: float, products: Products = "bfloat16"
 ) -> Tensor:
     """Return (1/(B·L)) [Σ_ij log(1 + e^{s_ij}) − Σ_{positive pairs} s_ip] over the rows with a positive, a float32 scalar."""
-    check_pairs(queries, labels, positives)
-    check_size(labels)
-    if queries.numel() == 0:
-        return (queries.sum() + labels.sum() * 0).float()
-    pairs = TiledPairs.of(positives, queries.device)
-    sums, of_pairs = _SoftplusSum.apply(queries, labels, pairs, temperature, products)  # type: ignore[no-untyped-call]
+    sums, of_pairs = _rows_and_pairs(_SoftplusSum, queries, labels, positives, temperature, products)
     labelled = torch.from_numpy(positives.indptr).diff().to(sums.device) > 0
-    found: Tensor = ((sums * labelled).sum() - of_pairs.sum()) / (len(queries) * len(labels))
-    return found
+    return ((sums * labelled).sum() - of_pairs.sum()) / max(1, len(queries) * len(labels))
 
 
 def _rows_and_shares(positives: Positives, like: Tensor) -> tuple[Tensor, Tensor]:

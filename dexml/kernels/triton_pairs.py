@@ -47,6 +47,10 @@ class TiledPairs:
         starts = torch.searchsorted(tiles, bounds, out_int32=True)
         return TiledPairs(rows[order].int(), columns[order].int(), order, starts, strips, block)
 
+    def tiled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a kernel walks: `rows`, `columns` and `starts`."""
+        return self.rows, self.columns, self.starts
+
 
 @triton.jit
 def first_and_last(

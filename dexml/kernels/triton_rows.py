@@ -39,16 +39,12 @@ def without_positives(
     value: tl.constexpr,
     rows_of_pairs: tl.tensor,
     columns_of_pairs: tl.tensor,
-    starts: tl.tensor,
-    block: tl.tensor,
-    strip: tl.tensor,
-    strips: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
-    WIDTH: tl.constexpr,
 ) -> tl.tensor:
-    """Return `tile` (BLOCK_B, BLOCK_L) with `value` at the positive pairs of its `WIDTH` strips, walked one by one."""
-    first, last = first_and_last(starts, block, strip, strips, WIDTH)
+    """Return `tile` (BLOCK_B, BLOCK_L) with `value` at its positive pairs, from the `first` on up to the `last`, one by one."""
     for place in range(first, last):
         row, column = tl.load(rows_of_pairs + place), tl.load(columns_of_pairs + place)
         tile = tl.where((rows == row)[:, None] & (columns == column)[None, :], value, tile)
@@ -90,20 +86,8 @@ def partition_kernel(
         scores = tile_of_scores(queries, labels, rows, columns, B, L, D, BLOCK_B, BLOCK_L, BLOCK_D, PRECISION)
         scores = tl.where(columns[None, :] < L, scores, float("-inf"))
         if EXCLUDE:
-            strip = tile * (BLOCK_L // STRIP)
-            scores = without_positives(
-                scores,
-                float("-inf"),
-                rows_of_pairs,
-                columns_of_pairs,
-                starts,
-                block,
-                strip,
-                strips,
-                rows,
-                columns,
-                BLOCK_L // STRIP,
-            )
+            first, last = first_and_last(starts, block, tile * (BLOCK_L // STRIP), strips, BLOCK_L // STRIP)
+            scores = without_positives(scores, float("-inf"), rows_of_pairs, columns_of_pairs, first, last, rows, columns)
         top, total = running_sum(scores, top, total, scale, 1)
     tl.store(tops + split * B + rows, top, mask=rows < B)
     tl.store(totals + split * B + rows, total, mask=rows < B)
@@ -156,20 +140,8 @@ def weigh_kernel(
             # Only a positive, which weighs nothing in the end, may stand above the sum that it is not part of.
             weight = tl.where(inside, tl.exp2(tl.minimum(scores * scale - shift[:, None], 100.0)), 0.0)
             if EXCLUDE:
-                strip = (begin + tile * BLOCK_L) // STRIP
-                weight = without_positives(
-                    weight,
-                    0.0,
-                    rows_of_pairs,
-                    columns_of_pairs,
-                    starts,
-                    block,
-                    strip,
-                    strips,
-                    rows,
-                    columns,
-                    BLOCK_L // STRIP,
-                )
+                first, last = first_and_last(starts, block, (begin + tile * BLOCK_L) // STRIP, strips, BLOCK_L // STRIP)
+                weight = without_positives(weight, 0.0, rows_of_pairs, columns_of_pairs, first, last, rows, columns)
             total += tl.sum(weight, 1)
         else:
             z = scores * scale + shift[:, None]
@@ -201,9 +173,7 @@ def log_partition(queries: Tensor, labels: Tensor, pairs: TiledPairs, temperatur
     partition_kernel[(blocks, parts)](
         queries,
         labels,
-        pairs.rows,
-        pairs.columns,
-        pairs.starts,
+        *pairs.tiled(),
         tops,
         totals,
         batch,
@@ -242,9 +212,7 @@ def weigh(
     weigh_kernel[(blocks, parts)](
         queries,
         labels,
-        pairs.rows,
-        pairs.columns,
-        pairs.starts,
+        *pairs.tiled(),
         shifts,
         queries if weights is None else weights,
         sums,

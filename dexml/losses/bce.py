@@ -7,7 +7,8 @@ from torch.nn.functional import softplus
 
 from dexml.kernels import numba_losses
 from dexml.kernels.numba_losses import Slab
-from dexml.losses.base import Pairs, ScoreLoss
+from dexml.losses.base import Pairs, ScoreLoss, Shares
+from dexml.types import Positives
 
 
 class BinaryCrossEntropy(ScoreLoss):
@@ -26,3 +27,9 @@ class BinaryCrossEntropy(ScoreLoss):
     def fused(self, slab: Slab) -> None:
         """Do the same over a slab of rows."""
         numba_losses.binary_cross_entropy(slab)
+
+    def on_gpu(self, queries: Tensor, labels: Tensor, positives: Positives, shares: Shares) -> Tensor:
+        """Do the same on an NVIDIA GPU."""
+        from dexml.kernels.triton_losses import binary_cross_entropy
+
+        return binary_cross_entropy(queries, labels, positives, self.temperature, products=self.operands(queries))

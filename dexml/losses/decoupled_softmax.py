@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from annotated_types import Gt
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.nn.functional import softplus
 
 from dexml.kernels import numba_losses
 from dexml.kernels.numba_losses import Slab
-from dexml.losses.base import Pairs, Products, ScoreLoss
+from dexml.losses.base import Backend, Pairs, Products, ScoreLoss, Shares
 from dexml.types import Positives
 
 
@@ -28,9 +27,10 @@ class DecoupledSoftmax(ScoreLoss):
         *,
         temperature: Annotated[float, Gt(0)] = 0.05,
         products: Products = "auto",
+        backend: Backend = "auto",
         positives: Literal["all", "one"] = "all",
     ) -> None:
-        super().__init__(temperature=temperature, products=products)
+        super().__init__(temperature=temperature, products=products, backend=backend)
         self.positives = positives
 
     def value_and_gradient(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,14 @@ class DecoupledSoftmax(ScoreLoss):
         """Do the same over a slab of rows."""
         numba_losses.decoupled_softmax(slab)
 
-    def shares(self, positives: Positives) -> npt.NDArray[np.float64]:
+    def on_gpu(self, queries: Tensor, labels: Tensor, positives: Positives, shares: Shares) -> Tensor:
+        """Do the same on an NVIDIA GPU."""
+        from dexml.kernels.triton_losses import decoupled_softmax
+
+        weights = torch.from_numpy(shares).to(queries.device, torch.float32)
+        return decoupled_softmax(queries, labels, positives, self.temperature, weights, products=self.operands(queries))
+
+    def shares(self, positives: Positives) -> Shares:
         """Return 1/|P| of each positive, or 1 for one positive per row, drawn uniformly by torch's generator, and 0 else."""
         if self.positives == "all" or len(positives.indices) == 0:
             return super().shares(positives)

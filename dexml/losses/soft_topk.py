@@ -12,7 +12,8 @@ from torch.nn.functional import softplus
 from dexml.kernels import numba_losses
 from dexml.kernels.numba_losses import Slab
 from dexml.kernels.reference import threshold
-from dexml.losses.base import Pairs, Products, ScoreLoss
+from dexml.losses.base import Backend, Pairs, Products, ScoreLoss, Shares
+from dexml.types import Positives
 
 
 class SoftTopK(ScoreLoss):
@@ -26,10 +27,11 @@ class SoftTopK(ScoreLoss):
         *,
         temperature: Annotated[float, Gt(0)] = 0.05,
         products: Products = "auto",
+        backend: Backend = "auto",
         k: Annotated[int, Ge(1)] = 5,
         alpha: Annotated[float, Gt(0)] = 2.0,
     ) -> None:
-        super().__init__(temperature=temperature, products=products)
+        super().__init__(temperature=temperature, products=products, backend=backend)
         self.k = k
         self.alpha = alpha
 
@@ -61,3 +63,9 @@ class SoftTopK(ScoreLoss):
             slab.scores[:] = 0
         else:
             numba_losses.soft_topk(slab, self.k, self.alpha)
+
+    def on_gpu(self, queries: Tensor, labels: Tensor, positives: Positives, shares: Shares) -> Tensor:
+        """Do the same on an NVIDIA GPU."""
+        from dexml.kernels.triton_losses import soft_topk
+
+        return soft_topk(queries, labels, positives, self.temperature, self.k, self.alpha, products=self.operands(queries))

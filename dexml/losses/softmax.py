@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dexml.kernels import numba_losses
 from dexml.kernels.numba_losses import Slab
-from dexml.losses.base import Pairs, ScoreLoss
+from dexml.losses.base import Pairs, ScoreLoss, Shares
+from dexml.types import Positives
 
 
 class Softmax(ScoreLoss):
@@ -27,3 +28,9 @@ class Softmax(ScoreLoss):
     def fused(self, slab: Slab) -> None:
         """Do the same over a slab of rows."""
         numba_losses.softmax(slab)
+
+    def on_gpu(self, queries: Tensor, labels: Tensor, positives: Positives, shares: Shares) -> Tensor:
+        """Do the same on an NVIDIA GPU."""
+        from dexml.kernels.triton_losses import softmax_loss
+
+        return softmax_loss(queries, labels, positives, self.temperature, products=self.operands(queries))
