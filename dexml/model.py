@@ -64,7 +64,7 @@ class DualEncoder:
         rows, tokens = [torch.zeros(0, self.dimension)], [torch.zeros(0, dtype=torch.int64)]
         for start in range(0, len(texts), CHUNK):
             features = self.encoder.encode(texts[start : start + CHUNK])
-            rows.append(self.tower.queries(features))
+            rows.append(self.tower.queries(features.to(self.tower.device)).cpu())
             assert features.tokens is not None
             tokens.append(features.tokens)
         return torch.cat(rows), torch.cat(tokens)
@@ -75,7 +75,8 @@ class DualEncoder:
         self.tower.eval()
         rows = [torch.zeros(0, self.dimension)]
         for start in range(0, len(texts), CHUNK):
-            rows.append(self.tower.labels(self.encoder.encode(texts[start : start + CHUNK]), trained=False))
+            features = self.encoder.encode(texts[start : start + CHUNK]).to(self.tower.device)
+            rows.append(self.tower.labels(features, trained=False).cpu())
         return torch.cat(rows)
 
     def save(self, folder: Path) -> None:

@@ -158,6 +158,10 @@ class Bag:
         places = torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1]))
         return Bag(offsets, self.features[places], self.weights[places])
 
+    def to(self, device: torch.device) -> Bag:
+        """Return the bag on a device."""
+        return Bag(self.offsets.to(device), self.features.to(device), self.weights.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -184,6 +188,11 @@ class Features:
             None if self.bag is None else self.bag.take(rows),
             None if self.tokens is None else self.tokens[rows],
         )
+
+    def to(self, device: torch.device) -> Features:
+        """Return the features on a device; the token counts stay where they are."""
+        dense = None if self.dense is None else self.dense.to(device)
+        return Features(dense, None if self.bag is None else self.bag.to(device), self.tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
-"""Encoders by name: texts -> features. What is trained stands in the towers; an encoder is fitted once and then fixed."""
+"""Encoders by name: texts -> features. What is trained stands in the towers, and in an encoder that is fine-tuned."""
 
 from __future__ import annotations
 
-from dexml.encoders.base import Encoder
+from dexml.encoders.base import Encoder, Network
 from dexml.table import Table
 
 ENCODERS: Table[Encoder] = Table(
@@ -14,4 +14,4 @@ ENCODERS: Table[Encoder] = Table(
     },
 )
 
-__all__ = ["ENCODERS", "Encoder"]
+__all__ = ["ENCODERS", "Encoder", "Network"]

@@ -1,15 +1,36 @@
-"""What an encoder is: texts in, features out, fitted once on the training texts and fixed from then on."""
+"""What an encoder is: texts in, features out, fitted once on the training texts; a fine-tune trains its network further."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from dexml.types import Features
+from dexml.types import Bag, Features, Int64Array
+
+
+class Network(ABC):
+    """Texts -> unit rows through a torch module, differentiable: what a fine-tune trains through."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The module that holds the parameters."""
+
+    @abstractmethod
+    def lengths(self, texts: Sequence[str]) -> Int64Array:
+        """Return how many tokens of each text are read (N)."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return what the module reads of N texts; the tensors among the values may be moved to its device."""
+
+    @abstractmethod
+    def rows(self, tokens: dict[str, Any]) -> Tensor:
+        """Return unit rows (N, D) of `tokenize`d texts, which are not edited: float32, or float64 of a float64 module."""
 
 
 class Encoder(ABC):
@@ -17,6 +38,8 @@ class Encoder(ABC):
 
     gives: ClassVar[frozenset[str]]
     """The parts of `Features` that it gives: "bag", "dense" or both."""
+    tunable: ClassVar[bool] = False
+    """Whether its dense features come from a network that can be trained."""
 
     @property
     @abstractmethod
@@ -34,6 +57,14 @@ class Encoder(ABC):
     def encode_many(self, texts: Sequence[str]) -> Features:
         """Return the features of many texts for training: by a faster, slightly coarser way where there is one."""
         return self.encode(texts)
+
+    def network(self) -> Network:
+        """Return what makes the dense features. Raises ValueError where the class is not `tunable`."""
+        raise ValueError(f"{type(self).__name__} has no network to train")
+
+    def bags(self, texts: Sequence[str]) -> Bag | None:
+        """Return the sparse features of N texts, which a fine-tune leaves as they are, or None where there are none."""
+        return self.encode(texts).bag
 
     @abstractmethod
     def width(self) -> int:

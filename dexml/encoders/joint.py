@@ -1,4 +1,4 @@
-"""A frozen transformer and a bag of word pieces and bigrams side by side, for towers that sum them."""
+"""A transformer and a bag of word pieces and bigrams side by side, for towers that sum them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from dexml.encoders.bag import BagEncoder
 from dexml.encoders.base import Encoder
 from dexml.encoders.transformer import TransformerEncoder
-from dexml.types import Features
+from dexml.types import Bag, Features
 
 SPECIAL = 2  # [CLS] and [SEP], which the transformer reads and the bag does not
 
@@ -21,6 +21,7 @@ class JointEncoder(Encoder):
     """Dense features of a sentence-transformers model beside a bag; the options are those of the two."""
 
     gives = frozenset({"bag", "dense"})
+    tunable = True
 
     def __init__(
         self,
@@ -59,6 +60,14 @@ class JointEncoder(Encoder):
         """Return the same, the dense rows by the transformer's fast path."""
         bag = self.bag.encode(texts)
         return Features(self.transformer.encode_many(texts).dense, bag.bag, bag.tokens)
+
+    def network(self) -> TransformerEncoder:
+        """Return the transformer."""
+        return self.transformer
+
+    def bags(self, texts: Sequence[str]) -> Bag | None:
+        """Return the bags."""
+        return self.bag.encode(texts).bag
 
     def width(self) -> int:
         """Return the number of sparse features."""

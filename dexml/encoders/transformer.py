@@ -1,4 +1,4 @@
-"""Any sentence-transformers model as a frozen encoder. This module alone knows sentence-transformers' model class.
+"""Any sentence-transformers model as an encoder, frozen or fine-tuned. This module alone knows sentence-transformers' model class.
 
 Importing sentence-transformers takes seconds; it happens when a model is opened, not before.
 """
@@ -8,29 +8,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from dexml.device import fast_bfloat16
-from dexml.encoders import feature_cache, minilm
-from dexml.encoders.base import Encoder
+from dexml.encoders import feature_cache, minilm, scale_shift
+from dexml.encoders.base import Encoder, Network
 from dexml.errors import InputError
-from dexml.types import Features
+from dexml.types import Features, Int64Array
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class TransformerEncoder(Encoder):
-    """Embeddings of a sentence-transformers model, computed once and not trained: `model` is "minilm", a folder or a hub name.
+class TransformerEncoder(Encoder, Network):
+    """Embeddings of a sentence-transformers model: `model` is "minilm", a folder or a hub name.
 
-    A hub name needs a `revision`; code from a model folder is never run.
+    A hub name needs a `revision`; code from a model folder is never run. Computed once and cached by `encode_many` for a
+    frozen model; `tokenize` and `rows` are what a fine-tune trains through.
     """
 
     gives = frozenset({"dense"})
+    tunable = True
 
     def __init__(
         self,
@@ -56,6 +59,11 @@ class TransformerEncoder(Encoder):
         return self._model
 
     @property
+    def module(self) -> SentenceTransformer:
+        """The same, as what a fine-tune trains."""
+        return self.model
+
+    @property
     def max_tokens(self) -> int:
         """The option, or less where the model reads less; [CLS] and [SEP] count."""
         return min(self.wanted_tokens, self.model.max_seq_length or self.wanted_tokens)
@@ -72,6 +80,32 @@ class TransformerEncoder(Encoder):
         lengths = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)
         tokens = torch.tensor([len(ids) for ids in lengths["input_ids"]], dtype=torch.int64)
         return Features(self._rows(texts), tokens=tokens)
+
+    def network(self) -> TransformerEncoder:
+        """Return itself."""
+        return self
+
+    def bags(self, texts: Sequence[str]) -> None:
+        """Return None: there are no sparse features."""
+        return None
+
+    def lengths(self, texts: Sequence[str]) -> Int64Array:
+        """Return how many tokens of each text are read (N)."""
+        if not texts:
+            return np.zeros(0, dtype=np.int64)
+        read = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)
+        return np.minimum([len(ids) for ids in read["input_ids"]], self.max_tokens).astype(np.int64)
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return what the model's first layer reads of N texts, behind the prompt that the model sets before them."""
+        tokens: dict[str, Any] = self.model.preprocess(list(texts), prompt=self._prompt() or None)
+        return tokens
+
+    def rows(self, tokens: dict[str, Any]) -> Tensor:
+        """Return unit rows (N, D) of `tokenize`d texts, float32 or the model's float64, differentiable in its parameters."""
+        rows: Tensor = self.model(dict(tokens))["sentence_embedding"]  # a copy: the layers add their outputs to what they get
+        rows = rows[:, : self.model.truncate_dim]
+        return torch.nn.functional.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
 
     def encode_many(self, texts: Sequence[str]) -> Features:
         """Return dense rows (N, D) from the feature cache, or computed with bfloat16 weights and put there.
@@ -102,12 +136,14 @@ class TransformerEncoder(Encoder):
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        prompt = self.model.prompts.get(self.model.default_prompt_name or "", "")
-        digest.update(f"{self.model!r} {prompt!r} {self.max_tokens} {fast_bfloat16()} {len(texts)}".encode())
+        digest.update(f"{self.model!r} {self._prompt()!r} {self.max_tokens} {fast_bfloat16()} {len(texts)}".encode())
         digest.update(self.model.tokenizer.backend_tokenizer.to_str().encode())
         for text in texts:
             digest.update(text.encode() + b"\0")
         return digest.hexdigest()
+
+    def _prompt(self) -> str:
+        return self.model.prompts.get(self.model.default_prompt_name or "") or ""
 
     def width(self) -> int:
         """Return the model's dimension."""
@@ -117,7 +153,7 @@ class TransformerEncoder(Encoder):
         return int(width)
 
     def save(self, folder: Path, linear: tuple[Tensor, Tensor] | None = None) -> None:
-        """Write the model as a plain sentence-transformers folder that ends with unit rows.
+        """Write the model as a plain sentence-transformers folder that ends with unit rows, any scale and shift folded in.
 
         `linear`, a weight (D, D) and a bias (D) that a tower applies to the unit rows, becomes a Dense layer.
         """
@@ -137,9 +173,13 @@ class TransformerEncoder(Encoder):
         # A model of its own around the same layers: the one in use must not grow by being saved.
         prompts = {name: prompt for name, prompt in self.model.prompts.items() if prompt is not None}
         saved = SentenceTransformer(
-            modules=layers, device=self.device, prompts=prompts, default_prompt_name=self.model.default_prompt_name
+            modules=layers,
+            device=str(self.model.device),  # where they are: any other would move the ones in use
+            prompts=prompts,
+            default_prompt_name=self.model.default_prompt_name,
         )
-        saved.save(str(folder), create_model_card=False)
+        with scale_shift.merged(self.model):
+            saved.save(str(folder), create_model_card=False)
 
     def load(self, folder: Path) -> None:
         """Open the model in `folder`."""

@@ -38,6 +38,11 @@ class Tower(nn.Module, ABC):
         """Give each of `labels` training labels a free vector."""
         self.free = nn.Parameter(torch.zeros(labels, self.dimension))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; the CPU where there are none."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
     def queries(self, features: Features) -> Tensor:
         """Return unit rows (N, D) for queries."""
         return normalize(self.raw(features, query=True), dim=1)
@@ -45,13 +50,17 @@ class Tower(nn.Module, ABC):
     def labels(self, features: Features, *, trained: bool) -> Tensor:
         """Return unit rows (N, D) for labels: all training labels in order (`trained`), or labels without a free vector."""
         rows = self.raw(features, query=False)
-        if trained and self.free is not None:
-            rows = rows + self.free
+        return self.freed(rows) if trained else normalize(rows, dim=1)
+
+    def freed(self, rows: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """Return norm(rows + f) (N, D) with the free vectors of the training labels `numbers` int64 (N); of all by default."""
+        if self.free is not None:
+            rows = rows + (self.free if numbers is None else self.free[numbers])
         return normalize(rows, dim=1)
 
-    def forward(self, queries: Features, labels: Features) -> tuple[Tensor, Tensor]:
-        """Return unit rows of a batch of queries (B, D) and of all training labels (L, D)."""
-        return self.queries(queries), self.labels(labels, trained=True)
+    def forward(self, queries: Features, labels: Features, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return unit rows of a batch of queries (B, D) and of the training labels `numbers` (L, D); of all by default."""
+        return self.queries(queries), self.freed(self.raw(labels, query=False), numbers)
 
     def start_from(self, encoder: Encoder) -> None:
         """Set the parameters for a new training; nothing by default."""

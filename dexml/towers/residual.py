@@ -49,4 +49,5 @@ class ResidualTower(Tower):
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Return (I + A, b): the linear layer that this tower is."""
-        return torch.eye(self.dimension) + self.matrix.detach(), self.bias.detach()
+        matrix, bias = self.matrix.detach(), self.bias.detach()
+        return torch.eye(self.dimension).to(matrix) + matrix, bias

@@ -60,7 +60,7 @@ class SummedTower(Tower):
         rows = table_rows(self.table, drop(bag, self.dropout) if query and self.training else bag)
         return self._dense(features, query=query) + self.log_scale.exp() * rows
 
-    def forward(self, queries: Features, labels: Features) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Features, labels: Features, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return unit rows of both sides, the table's from one product."""
         bag = bag_of(queries)
         dropped = drop(bag, self.dropout) if self.training else bag
@@ -69,7 +69,7 @@ class SummedTower(Tower):
         of_labels = self._dense(labels, query=False) + scale * label_rows
         return (
             normalize(self._dense(queries, query=True) + scale * query_rows, dim=1),
-            normalize(of_labels if self.free is None else of_labels + self.free, dim=1),
+            self.freed(of_labels, numbers),
         )
 
     def rate(self, parameter: str) -> float:

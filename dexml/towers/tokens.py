@@ -49,11 +49,11 @@ class TokenTower(Tower):
         rows = bag_of(features)
         return table_rows(self.table, drop(rows, self.dropout) if query and self.training else rows)
 
-    def forward(self, queries: Features, labels: Features) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Features, labels: Features, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return unit rows of both sides from one product, so that W gets one dense gradient and not two to be added."""
         dropped = drop(bag_of(queries), self.dropout) if self.training else bag_of(queries)
         query_rows, label_rows = table_rows_of_both(self.table, dropped, bag_of(labels))
-        return query_rows, label_rows if self.free is None else normalize(label_rows + self.free, dim=1)
+        return query_rows, label_rows if self.free is None else self.freed(label_rows, numbers)
 
     def rate(self, parameter: str) -> float:
         """Return the learning rate of `table` or `free`."""
