@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.batches import Batches
 from data.validation import split_by_labels
@@ -25,16 +25,29 @@ from training.config import Config
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run says after a step: where it is, the step's loss, and P@1 and P@5 of the last validation, in percent."""
+    """What a run says after a step: where it is, what the step was, and the last validation's P@k in percent."""
 
+    phase: int
     step: int
     steps: int
     epoch: int
     epochs: int
     loss: float
+    rate: float
+    """The learning rate of the parameters that learn fastest."""
+    gradient_norm: float
+    """The length of the gradient of all parameters, before the optimizer takes it."""
+    queries: int
+    scores: int
+    """How many pairs of a query and a label the step scored."""
+    step_seconds: float
+    validation_seconds: float | None
+    """What the validation after this step took; None where there was none."""
     precision_1: float | None
+    precision_3: float | None
     precision_5: float | None
     seconds: float
+    """Since the run was started or resumed."""
 
 
 def hold_out(config: Config, train: Split) -> tuple[Split, Split | None]:
@@ -81,7 +94,7 @@ class Run:
         self.steps = epochs * len(self.batches)
         self.step = 0
         self.optimizer = _optimizer(self.model, config)
-        self._precision: tuple[float, float] | None = None
+        self._precision: tuple[float, float, float] | None = None
         self.fingerprint = fingerprint(config, labels, train, validation)
 
     def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
@@ -93,14 +106,34 @@ class Run:
             torch.manual_seed(self.config.seed)  # dropout draws from torch's one generator, whoever used it meanwhile
         while self.step < self.steps:
             for rows in self.batches:
-                loss = self._step(rows)
+                began = time.monotonic()
+                loss, gradient_norm = self._step(rows)
                 self.step += 1
+                stepped, validated = time.monotonic(), None
                 end_of_epoch = self.step % len(self.batches) == 0
                 if end_of_epoch and self.validation is not None:
                     self._precision = self._validate()
-                first, fifth = self._precision or (None, None)
-                epoch = (self.step - 1) // len(self.batches) + 1
-                report(Progress(self.step, self.steps, epoch, self.epochs, loss, first, fifth, time.monotonic() - start))
+                    validated = time.monotonic() - stepped
+                first, third, fifth = self._precision or (None, None, None)
+                progress = Progress(
+                    phase=self.phase,
+                    step=self.step,
+                    steps=self.steps,
+                    epoch=(self.step - 1) // len(self.batches) + 1,
+                    epochs=self.epochs,
+                    loss=loss,
+                    rate=max(float(group["lr"]) for group in self.optimizer.param_groups),
+                    gradient_norm=gradient_norm,
+                    queries=len(rows),
+                    scores=len(rows) * len(self.seen),
+                    step_seconds=stepped - began,
+                    validation_seconds=validated,
+                    precision_1=first,
+                    precision_3=third,
+                    precision_5=fifth,
+                    seconds=time.monotonic() - start,
+                )
+                report(progress)
                 if interrupted() and self.step < self.steps:
                     self.save()
                     return False
@@ -149,7 +182,8 @@ class Run:
         rows[torch.from_numpy(unseen)] = self.model.embed_labels([self.labels.texts[number] for number in unseen])
         return rows
 
-    def _step(self, rows: Int64Array) -> float:
+    def _step(self, rows: Int64Array) -> tuple[float, float]:
+        """Take one step; return its loss and the norm of its gradient."""
         tower = self.model.tower.train()
         queries, labels = tower(self.queries.take(torch.from_numpy(rows)), self.label_features)
         loss = self.loss(queries, labels, self.positives.take(rows))
@@ -158,21 +192,22 @@ class Run:
             raise InputError(f"training: the loss of step {self.step + 1} is {value}; lower training.rate_scale")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        norm = float(nn.utils.get_total_norm([p.grad for p in tower.parameters() if p.grad is not None]))
         factor = rate_factor(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * factor
         self.optimizer.step()
-        return value
+        return value, norm
 
     @torch.inference_mode()
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, float, float]:
         assert self.validation is not None
         queries, _ = self.model.embed_queries(self.validation.texts)
         kernels = choose()
         prepared = kernels.prepare(self.embeddings(), copy="none")
         ranked = kernels.scan(queries, prepared, 5, 1.0).ids.numpy()
         truth = self.validation.positives
-        return precision_at(ranked, truth, 1), precision_at(ranked, truth, 5)
+        return precision_at(ranked, truth, 1), precision_at(ranked, truth, 3), precision_at(ranked, truth, 5)
 
 
 def _renumbered(positives: Positives, seen: Int64Array) -> Positives:
