@@ -27,8 +27,7 @@ def check_queries(queries: Tensor, dimension: int, temperature: float) -> None:
     """Raise InputError unless `queries` is a finite floating (B, D) and `temperature` a finite number above 0."""
     if queries.ndim != 2 or not queries.is_floating_point() or queries.shape[1] != dimension:
         raise InputError(f"queries must be a floating (B, {dimension}), got {tuple(queries.shape)} {queries.dtype}")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise InputError(f"temperature must be a finite number above 0, got {temperature}")
+    check_temperature(temperature)
     if not bool(torch.isfinite(queries).all()):
         row = int((~torch.isfinite(queries).all(1)).nonzero()[0])
         raise InputError(f"queries must be finite, found NaN or infinity in row {row}")
@@ -39,6 +38,12 @@ def check_products(queries: Tensor, labels: Tensor, temperature: float) -> None:
     if labels.ndim != 2:
         raise InputError(f"labels must be (L, D), got {tuple(labels.shape)}")
     check_queries(queries, labels.shape[1], temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise InputError unless `temperature` is a finite number above 0."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise InputError(f"temperature must be a finite number above 0, got {temperature}")
 
 
 def check_k(k: int) -> None:

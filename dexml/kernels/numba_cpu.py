@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 
 from dexml.errors import InputError
-from dexml.kernels import numba_rescore, numba_scan, numba_slabs
+from dexml.kernels import numba_rescore, numba_scan, numba_slabs, numba_softmax
 from dexml.kernels.base import Kernels, Prepared
-from dexml.kernels.checks import check_ids, check_k, check_labels, check_pairs, check_products, check_queries
+from dexml.kernels.checks import (
+    check_ids,
+    check_k,
+    check_labels,
+    check_pairs,
+    check_products,
+    check_queries,
+    check_temperature,
+)
 from dexml.kernels.instructions import LANES, has_int16_products
 from dexml.kernels.numba_finish import finish
 from dexml.kernels.reference import ReferenceKernels
@@ -119,8 +127,15 @@ class NumbaKernels(Kernels):
         return TopK(torch.from_numpy(ordered), torch.from_numpy(scores), torch.from_numpy(log_z))
 
     def softmax(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return the reference's, in float64 inside: float32 loses a part in 10^5 where an exponent is near −100."""
-        return ReferenceKernels().softmax(scores, temperature)
+        """Return the softmax in two passes over memory, or three in cache; the reference's for float64 or a gradient.
+
+        A row with +∞ or NaN gives NaN, as torch's does. Raises InputError unless the temperature is a finite number above 0.
+        """
+        check_temperature(temperature)
+        if scores.dtype == torch.float64 or (scores.requires_grad and torch.is_grad_enabled()):
+            return ReferenceKernels().softmax(scores, temperature)
+        with ONE_AT_A_TIME:
+            return numba_softmax.softmax(scores, temperature, _threads())
 
     def negative_lse(self, queries: Tensor, labels: Tensor, positives: Positives, temperature: float) -> Tensor:
         """Return torch.logsumexp((queries @ labels.T / τ).masked_fill(positive, −∞), 1), float32 (B).
