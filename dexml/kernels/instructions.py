@@ -187,34 +187,36 @@ def _exp(builder: Any, x: Any) -> Any:
 
 @intrinsic
 def absorb(_context: Any, scores: Any, count: Any, step: Any, scale: Any, work: Any, flags: Any) -> Any:
-    """Over `count` vectors of 16 scores, `step` bytes apart: e = e^{scale·s − shift}, total += e, square += e², and
-    flags[i] = bits of s ≥ bar.
+    """Over `count` vectors of 16 scores, `step` bytes apart: e = e^{scale·s − shift}, total += e, square += e²,
+    moment += e·s, and flags[i] = bits of s ≥ bar.
 
-    `work` points to 64 float32: 16 of shift, bar, total and square each; `flags` to `count` uint16. Returns the union of all
-    flags.
+    `work` points to 80 float32: 16 of shift, bar, total, square and moment each; `flags` to `count` uint16. Returns the union
+    of all flags.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         scores, count, step, scale, work, flags = given
-        shift, bar, total, square = (builder.add(work, _number(64 * n)) for n in range(4))
+        shift, bar, *places = (builder.add(work, _number(64 * n)) for n in range(5))
         fma = _function(builder, "llvm.fma.v16f32", _VF, _VF, _VF, _VF)
+        larger = _function(builder, "llvm.maxnum.v16f32", _VF, _VF, _VF)
         scales = _splat(builder, scale, _VF)
         shifts = builder.fneg(_load(builder, shift, _VF))
         bars = _load(builder, bar, _VF)
 
         def body(i: Any, carried: list[Any]) -> list[Any]:
-            sums, squares, union = carried
+            sums, squares, moments, union = carried
             s = _load(builder, builder.add(scores, builder.mul(i, step)), _VF)
             mass = _exp(builder, builder.call(fma, [s, scales, shifts]))
             sums, squares = builder.fadd(sums, mass), builder.call(fma, [mass, mass, squares])
             bits = builder.bitcast(builder.fcmp_ordered(">=", s, bars), _I16)
             _store(builder, bits, builder.add(flags, builder.mul(i, _number(2))), align=2)
-            return [sums, squares, builder.or_(union, bits)]
+            # Padding scores −∞: 0 · −∞ must not become NaN.
+            moments = builder.call(fma, [mass, builder.call(larger, [s, _same(-3e38)]), moments])
+            return [sums, squares, moments, builder.or_(union, bits)]
 
-        carried = [_load(builder, total, _VF), _load(builder, square, _VF), ir.Constant(_I16, 0)]
-        sums, squares, union = _loop(builder, count, carried, body)
-        _store(builder, sums, total)
-        _store(builder, squares, square)
+        *totals, union = _loop(builder, count, [*(_load(builder, p, _VF) for p in places), ir.Constant(_I16, 0)], body)
+        for place, value in zip(places, totals, strict=True):
+            _store(builder, value, place)
         return builder.zext(union, _I32)
 
     signature = types.int32(types.int64, types.int64, types.int64, types.float32, types.int64, types.int64)

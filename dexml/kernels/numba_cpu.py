@@ -35,7 +35,6 @@ from dexml.kernels.reference import ReferenceKernels
 from dexml.kernels.rounding import (
     SAMPLE,
     RoundedLabels,
-    Sample,
     noise,
     pack,
     round_labels,
@@ -44,14 +43,14 @@ from dexml.kernels.rounding import (
     take_sample,
 )
 from dexml.kernels.threads import ONE_AT_A_TIME
-from dexml.types import Positives, Problem, TopK
+from dexml.types import Float32Array, Positives, Problem, TopK
 
 log = logging.getLogger(__name__)
 
 SLAB = 256  # queries that share one pass
 SMALL = 8 * SAMPLE  # labels below which a copy does not pay
 TOLERANCE = 1e-4 / 4  # of the standard error of log_z, a quarter of what is promised
-BYTES_FROM = 1 << 27  # numbers of a label matrix that reading takes so long that an int8 copy pays
+BYTES_FROM = 1 << 25  # numbers of a label matrix that reading takes so long that an int8 copy pays
 BYTES_UP_TO = 8192  # dimension at which its int32 sums cannot overflow
 ROWS_UP_TO = 4  # queries for which a matrix-vector loop is fastest
 ALONE_UP_TO = 64  # queries for which torch's part of a pass runs on one thread
@@ -169,8 +168,9 @@ class NumbaKernels(Kernels):
                 continue
             with ONE_AT_A_TIME:
                 parts = _threads()
-                with _one_torch_thread() if len(which) <= ALONE_UP_TO else nullcontext():
-                    found, doubtful = _rounded_pass(rows[which], prepared, copy, k, temperature, parts)
+                with _one_torch_thread() if ROWS_UP_TO < len(which) <= ALONE_UP_TO else nullcontext():
+                    asked = rows if answer is None else rows[which]
+                    found, doubtful = _rounded_pass(asked, prepared, copy, k, temperature, parts)
             answer = _into(answer, found, which)
             which = which[doubtful]
             if short:
@@ -236,13 +236,12 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _call(
-    rows: Tensor, prepared: Prepared, k: int, temperature: float, error: Tensor
-) -> tuple[numba_scan.Call, npt.NDArray[np.float32] | None]:
+    rows: Float32Array, norms: npt.NDArray[np.float64], prepared: Prepared, k: int, temperature: float, error: Float32Array
+) -> tuple[numba_scan.Call, Float32Array | None]:
     """Return what a pass is asked, and the unified maximum (B) where ‖x‖·max‖y‖/τ leaves float32 room on both sides."""
-    bound = (torch.linalg.vector_norm(rows, dim=1) * (prepared.private["longest"] * 1.01 / temperature)).numpy()
+    bound = norms * (prepared.private["longest"] * 1.01 / temperature)
     unified = bool(len(bound) == 0 or bound.max() <= UNIFIED_UP_TO)
-    k = min(k, len(prepared))
-    call = numba_scan.Call(rows.numpy(), prepared.labels.numpy(), error.numpy(), k, float(1 / temperature), unified)
+    call = numba_scan.Call(rows, prepared.labels.numpy(), error, min(k, len(prepared)), float(1 / temperature), unified)
     return call, bound.astype(np.float32) if unified else None
 
 
@@ -268,8 +267,9 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
     labels, batch = prepared.labels, len(rows)
     width = labels.shape[1]
     # The rounding of a float32 product of any summation order: D·2^-24 relative to ‖x‖‖y‖, doubled for safety.
-    error = torch.linalg.vector_norm(rows, dim=1) * (prepared.private["longest"] * (width + 8) * 2.0**-23) + 1e-37
-    call, top = _call(rows, prepared, k, temperature, error)
+    norms = torch.linalg.vector_norm(rows.double(), dim=1).numpy()
+    error = (norms * (prepared.private["longest"] * (width + 8) * 2.0**-23) + 1e-37).astype(np.float32)
+    call, top = _call(rows.numpy(), norms, prepared, k, temperature, error)
     state = numba_scan.new_state(1, batch, max(512, 4 * k), top)
     step = max(1024, PRODUCT // batch // LANES * LANES)
     buffer = torch.empty(batch * step)
@@ -283,7 +283,7 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
             torch.mm(rows, labels[start : start + count].T, out=product[:, :count])
             numba_scan.absorb_product(call, state, product.numpy(), start, count)
         none = np.empty((batch, 0), np.float32)
-        finish(call, state, np.arange(batch), False, np.zeros((batch, 2)), (none, none, 0), *answer)
+        finish(call, state, np.arange(batch), False, np.zeros((batch, 2)), np.zeros((batch, 5)), (none, none, 0), *answer)
     return answer.topk()
 
 
@@ -291,36 +291,32 @@ def _rounded_pass(
     rows: Tensor, prepared: Prepared, labels: RoundedLabels, k: int, temperature: float, parts: int
 ) -> tuple[TopK, Tensor]:
     """Scan an int16 or int8 copy; return the answer and the numbers of the rows whose log-partition is in doubt."""
-    batch, width = len(rows), labels.rows.shape[1]
-    queries = round_queries(rows)
+    batch, sample = len(rows), prepared.private["sample"]
+    queries = round_queries(rows.numpy())
     error = score_error(queries, labels)
-    call, top = _call(rows, prepared, k, temperature, error)
-    sample: Sample = prepared.private["sample"]
-    both = torch.cat([rows, queries.lost])
-    if batch <= ROWS_UP_TO:
-        products = torch.empty(2 * batch, len(sample.rows))
-        numba_scan.few_products(both.numpy(), sample.rows.numpy(), products.numpy())
+    call, top = _call(queries.both[:batch], queries.norms, prepared, k, temperature, error)
+    few = batch <= ROWS_UP_TO
+    if few:
+        products = np.empty((2 * batch, len(sample.rows)), np.float32)
+        numba_scan.few_products(queries.both, sample.rows.numpy(), products)
     else:
-        products = both @ sample.rows.T
-    sampled, pulls = products[:batch], products[batch:]
-    sampled[:, sample.count :] = -torch.inf
-    bars = None
-    if call.k <= sample.count:  # the k-th best of the sample is the first bar
-        bars = (torch.topk(sampled, call.k, dim=1).values[:, -1] - 2 * error).numpy()
+        products = (torch.from_numpy(queries.both) @ sample.rows.T).numpy()
+    bars = np.empty(batch, np.float32)
+    numba_scan.first_bars(call, products, sample.count, bars)
     state = numba_scan.new_state(parts, batch, max(512, 4 * k) * 2 // labels.rows.itemsize, top, bars)
-    units = torch.zeros(-(-batch // 32) * 32)
-    units[:batch] = queries.units * labels.unit
-    if batch <= ROWS_UP_TO:
-        vectors = torch.zeros(1 if batch == 1 else ROWS_UP_TO, width, dtype=torch.int16)
-        vectors[:batch, : rows.shape[1]] = queries.near
-        numba_scan.scan_rows(call, state, labels.rows, labels.steps, vectors.numpy(), units.numpy())
+    lanes = ROWS_UP_TO if few else 16 if batch <= 16 else 32
+    units = np.zeros(-(-batch // lanes) * lanes, np.float32)
+    units[:batch] = queries.units * np.float32(labels.unit)
+    if few:
+        vectors = queries.near if batch == 1 else np.resize(queries.near, (ROWS_UP_TO, queries.near.shape[1]))
+        numba_scan.scan_rows(call, state, labels.rows, labels.steps, vectors, units)
     else:
-        packed = pack(queries, width, 16 if batch <= 16 else 32)
-        numba_scan.scan_tiles(call, state, labels.rows, packed, units.numpy())
+        numba_scan.scan_tiles(call, state, labels.rows, pack(queries.near, lanes), units)
     answer, which = _Answer.empty(batch, k), np.arange(batch)
-    told = (sampled.numpy(), pulls.numpy(), sample.stride)
+    told = (products[:batch], products[batch:], sample.stride)
+    known = np.zeros((batch, 5)) if labels.levers is None else labels.levers.of(queries.both[:batch], len(prepared))
     for wide in (False, True):
-        finish(call, state, which, wide, noise(queries, labels, temperature), told, *answer)
+        finish(call, state, which, wide, noise(queries, labels, temperature), known, told, *answer)
         which = np.flatnonzero(~(answer.doubt <= TOLERANCE))
         if len(which) == 0:
             break

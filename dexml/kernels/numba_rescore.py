@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from dexml.kernels.numba_scan import exact_score
+from dexml.kernels.numba_scan import exact_scores
 
 
 @njit(cache=True, parallel=True)
@@ -16,9 +16,7 @@ def rescore(queries: Any, labels: Any, ids: Any, scale: float, ordered: Any, sco
     batch, count = ids.shape
     for row in prange(batch):
         found = np.empty(count)
-        for place in range(count):
-            label = ids[row, place]
-            found[place] = exact_score(queries[row], labels[label]) if label >= 0 else -np.inf
+        exact_scores(queries[row], labels, ids[row], found)
         order = np.argsort(ids[row], kind="mergesort")
         order = order[np.argsort(-found[order], kind="mergesort")]
         peak = found[order[0]] * scale if count else -np.inf

@@ -41,6 +41,7 @@ class State(NamedTuple):
     top: npt.NDArray[np.float32]  # (P, B) what is taken off the exponents
     total: npt.NDArray[np.float64]  # (P, B) Σ_j e^{s_j/τ − top}
     square: npt.NDArray[np.float64]  # (P, B) Σ_j e^{2(s_j/τ − top)}
+    moment: npt.NDArray[np.float64]  # (P, B) Σ_j s_j e^{s_j/τ − top}
 
 
 class Call(NamedTuple):
@@ -70,6 +71,7 @@ def new_state(
         np.full(shape, -np.inf, np.float32) if top is None else np.repeat(top[None], parts, 0),
         np.zeros(shape),
         np.zeros(shape),
+        np.zeros(shape),
     )
 
 
@@ -80,6 +82,16 @@ def exact_score(query: Any, label: Any) -> float:
     for d in range(len(query)):
         total += np.float64(query[d]) * np.float64(label[d])
     return total
+
+
+@njit(cache=True)
+def exact_scores(query: Any, labels: Any, ids: Any, out: Any) -> None:
+    """Write ⟨query, labels[id]⟩ float64 for each id, −∞ for −1, and ask for the rows some ids ahead of their turn."""
+    start, stride = labels.ctypes.data, 4 * labels.shape[1]
+    for n in range(len(ids)):
+        if n + 8 < len(ids):
+            prefetch(start + max(ids[n + 8], 0) * stride, (stride + 63) // 64)
+        out[n] = exact_score(query, labels[ids[n]]) if ids[n] >= 0 else -np.inf
 
 
 @njit(cache=True, parallel=True, fastmath={"contract", "reassoc", "nsz"})
@@ -122,9 +134,25 @@ def kth_largest(values: Any, k: int) -> Any:
 
 
 @njit(cache=True)
+def first_bars(call: Call, products: Any, count: int, bars: Any) -> None:
+    """Set `bars` (B) below which no score can be among the best k, from those of `count` sampled labels.
+
+    `products` (2B, S+) are the sampled scores, which become −inf beyond `count`, and B rows of something else.
+    """
+    for row in range(len(bars)):
+        products[row, count:] = -np.inf
+        bars[row] = -np.inf
+        if call.k <= count:
+            bars[row] = kth_largest(products[row], call.k) - 2 * call.error[row]
+
+
+@njit(cache=True)
 def best_of(exact: Any, k: int) -> Any:
     """Return the places of the k best, equal ones in the order given."""
-    return np.argsort(-exact, kind="mergesort")[:k]
+    if len(exact) <= k:
+        return np.argsort(-exact, kind="mergesort")
+    kept = np.flatnonzero(exact >= kth_largest(exact, k))  # sorting all of them takes longer than scoring them
+    return kept[np.argsort(-exact[kept], kind="mergesort")][:k]
 
 
 @njit(cache=True)
@@ -144,8 +172,7 @@ def _compact(call: Call, state: State, part: int, row: int) -> None:
             kept += 1
     if 4 * kept > 3 * len(scores):
         exact = np.empty(kept)
-        for n in range(kept):
-            exact[n] = exact_score(call.rows[row], call.labels[ids[n]])
+        exact_scores(call.rows[row], call.labels, ids[:kept], exact)
         best = best_of(exact, call.k)
         bar = max(bar, np.float32(exact[best[-1]] - call.error[row]))
         best = np.sort(best)
@@ -173,6 +200,7 @@ def _raise_top(state: State, part: int, row: int, peak: float) -> None:
         state.top[part, row] = peak
         state.total[part, row] *= factor
         state.square[part, row] *= factor * factor
+        state.moment[part, row] *= factor
 
 
 @njit(cache=True)
@@ -185,7 +213,7 @@ def take_row(call: Call, state: State, part: int, row: int, scores: Any, first: 
         work[:16] = -np.inf
         lane_maximum(address, whole, 64, here)
         _raise_top(state, part, row, np.max(work[:16]) * call.scale)
-    work[:16], work[16:32], work[32:64] = state.top[part, row], state.bars[part, row], 0
+    work[:16], work[16:32], work[32:] = state.top[part, row], state.bars[part, row], 0
     if absorb(address, whole, 64, np.float32(call.scale), here, flags.ctypes.data):
         for n in range(whole):
             bits = np.int32(flags[n])
@@ -195,6 +223,7 @@ def take_row(call: Call, state: State, part: int, row: int, scores: Any, first: 
                 bits &= bits - np.int32(1)
     state.total[part, row] += np.sum(work[32:48])
     state.square[part, row] += np.sum(work[48:64])
+    state.moment[part, row] += np.sum(work[64:])
 
 
 @njit(cache=True)
@@ -209,7 +238,7 @@ def _take_lanes(
         lane_maximum(address, count, step, here)
         for n in range(rows):
             _raise_top(state, part, row + n, work[n] * call.scale)
-    work[:16], work[16:32], work[32:64] = 0, np.inf, 0
+    work[:16], work[16:32], work[32:] = 0, np.inf, 0
     for n in range(rows):
         work[n], work[16 + n] = state.top[part, row + n], state.bars[part, row + n]
     if absorb(address, count, step, np.float32(call.scale), here, flags.ctypes.data):
@@ -222,6 +251,7 @@ def _take_lanes(
     for n in range(rows):
         state.total[part, row + n] += work[32 + n]
         state.square[part, row + n] += work[48 + n]
+        state.moment[part, row + n] += work[64 + n]
 
 
 @njit(cache=True, parallel=True)
@@ -231,7 +261,7 @@ def scan_tiles(call: Call, state: State, copy: Any, packed: Any, units: Any) -> 
     count, pairs, width = len(call.labels), packed.shape[1], packed.shape[2]
     stride, blocks = 2 * copy.shape[1], (count + BLOCK - 1) // BLOCK
     for part in prange(parts):
-        scores, work, flags = np.empty((BLOCK, width), np.float32), np.empty(64, np.float32), np.empty(BLOCK, np.uint16)
+        scores, work, flags = np.empty((BLOCK, width), np.float32), np.empty(80, np.float32), np.empty(BLOCK, np.uint16)
         out = scores.ctypes.data
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
             first = BLOCK * block
@@ -281,7 +311,7 @@ def scan_rows(call: Call, state: State, copy: Any, steps: Any, vectors: Any, uni
     blocks = (count + 4 * BLOCK - 1) // (4 * BLOCK)
     for part in prange(parts):
         scores = np.empty((len(vectors), 4 * BLOCK), np.float32)
-        work, flags = np.empty(64, np.float32), np.empty(BLOCK, np.uint16)
+        work, flags = np.empty(80, np.float32), np.empty(BLOCK, np.uint16)
         out, wide, pieces, base = scores.ctypes.data, 16 * BLOCK, copy.shape[1] // 32, vectors.ctypes.data
         unit = units.ctypes.data
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
@@ -303,6 +333,6 @@ def scan_rows(call: Call, state: State, copy: Any, steps: Any, vectors: Any, uni
 def absorb_product(call: Call, state: State, product: Any, first: int, count: int) -> None:
     """Absorb float32 scores (B, at least `count` rounded up to 16) of the labels from `first` on."""
     for row in prange(len(product)):
-        work, flags = np.empty(64, np.float32), np.empty((count + 15) // 16, np.uint16)
+        work, flags = np.empty(80, np.float32), np.empty((count + 15) // 16, np.uint16)
         # prange counts in uint64 where it is parallel: without the casts everything below is compiled twice.
         take_row(call, state, np.int64(0), np.int64(row), product[np.int64(row)], first, count, work, flags)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba import njit
 from torch import Tensor
 
 from dexml.kernels.instructions import LANES
@@ -29,6 +31,25 @@ PIECE = 32  # int16 of a vector register
 
 
 @dataclass(frozen=True, eq=False)
+class Levers:
+    """What is known of all scores s_j = ⟨x, y_j⟩ and their errors ε_j = ⟨x, y_j − ỹ_j⟩ before the query x is.
+
+    Σs = ⟨x, y⟩, Σs² = xᵀ yy x, Σε = ⟨x, e⟩ and Σεs = xᵀ ey x.
+    """
+
+    y: npt.NDArray[np.float64]  # (D)
+    yy: npt.NDArray[np.float64]  # (D, D)
+    e: npt.NDArray[np.float64]  # (D)
+    ey: npt.NDArray[np.float64]  # (D, D)
+
+    def of(self, rows: npt.NDArray[np.float32], labels: int) -> npt.NDArray[np.float64]:
+        """Return L, Σs, Σs², Σε and Σεs for each row (B, 5)."""
+        x = rows.astype(np.float64)
+        square, product = ((x @ matrix * x).sum(1) for matrix in (self.yy, self.ey))
+        return np.stack([np.full(len(x), float(labels)), x @ self.y, square, x @ self.e, product], 1)
+
+
+@dataclass(frozen=True, eq=False)
 class RoundedLabels:
     """A copy `rows` (L+, D+), int16 or int8, zero-padded: whole multiples of `unit` · `steps[label]`, or of `unit` alone."""
 
@@ -38,6 +59,7 @@ class RoundedLabels:
     deviation: float  # of one number: the root of the mean of (y − ỹ)²
     worst: float  # the largest ‖y − ỹ‖
     longest: float  # the largest ‖y‖
+    levers: Levers | None  # of an int8 copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +73,16 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class RoundedQueries:
-    """Queries `near` int16 (B, D) times `units` (B), what the rounding `lost` (B, D), and the `norms` (B) they had."""
+    """Queries `near` int16 (B, D+), zero-padded, times `units` (B); `both` (2B, D) are they and what the rounding took away.
 
-    near: Tensor
-    units: Tensor
-    lost: Tensor
-    norms: Tensor
+    `norms` and `lost` (B) are the norms of the two.
+    """
+
+    near: npt.NDArray[np.int16]
+    units: npt.NDArray[np.float32]
+    both: npt.NDArray[np.float32]
+    norms: npt.NDArray[np.float64]
+    lost: npt.NDArray[np.float64]
 
 
 def round_labels(labels: Tensor, longest: float, bits: int = 16) -> RoundedLabels:
@@ -70,6 +96,7 @@ def round_labels(labels: Tensor, longest: float, bits: int = 16) -> RoundedLabel
     # Not torch's generator: labels made by one of the same seed would not be independent of it, and that was seen.
     dither = np.random.default_rng(0x6B1D_5EED + bits)
     worst, square, all_steps = 0.0, 0.0, []
+    levers = Levers(np.zeros(width), np.zeros((width, width)), np.zeros(width), np.zeros((width, width)))
     for start in range(0, count, 16384):
         block = labels[start : start + 16384]
         steps = torch.full((len(block),), unit)
@@ -78,10 +105,16 @@ def round_labels(labels: Tensor, longest: float, bits: int = 16) -> RoundedLabel
             all_steps.append(steps)
         dithered = torch.floor(block / steps[:, None] + torch.from_numpy(dither.random(block.shape, np.float32)))
         copy[start : start + len(block), :width] = dithered
-        lost = torch.linalg.vector_norm(block - dithered * steps[:, None], dim=1)
+        error = block - dithered * steps[:, None]
+        lost = torch.linalg.vector_norm(error, dim=1)
         worst, square = max(worst, float(lost.max())), square + float(lost.double().square().sum())
+        if bits == 8:
+            levers.y[:] += block.sum(0, dtype=torch.float64).numpy()
+            levers.e[:] += error.sum(0, dtype=torch.float64).numpy()
+            levers.yy[:] += (block.T @ block).numpy()
+            levers.ey[:] += (error.T @ block).numpy()
     own = torch.cat(all_steps).numpy() if all_steps else np.empty(0, np.float32)
-    return RoundedLabels(rows, unit, own, math.sqrt(square / (count * width)), worst, longest)
+    return RoundedLabels(rows, unit, own, math.sqrt(square / (count * width)), worst, longest, levers if bits == 8 else None)
 
 
 def take_sample(labels: Tensor) -> Sample:
@@ -93,21 +126,41 @@ def take_sample(labels: Tensor) -> Sample:
     return Sample(rows, stride, count)
 
 
-def round_queries(rows: Tensor) -> RoundedQueries:
-    """Return `rows` float32 (B, D) in the finest steps at which no sum can overflow."""
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    units = torch.maximum(norms / (QUERY_LENGTH - math.sqrt(rows.shape[1])), rows.abs().amax(1) / LARGEST).clamp_(min=1e-30)
-    whole = torch.round(rows / units[:, None])
-    return RoundedQueries(whole.to(torch.int16), units, rows - whole * units[:, None], norms)
+def round_queries(rows: npt.NDArray[np.float32]) -> RoundedQueries:
+    """Return `rows` (B, D) in the finest steps at which no sum can overflow."""
+    batch, width = rows.shape
+    near, both = np.zeros((batch, -(-width // PIECE) * PIECE), np.int16), np.empty((2 * batch, width), np.float32)
+    units, norms, lost = np.empty(batch, np.float32), np.empty(batch), np.empty(batch)
+    _round_rows(rows, QUERY_LENGTH - math.sqrt(width), near, units, both, norms, lost)
+    return RoundedQueries(near, units, both, norms, lost)
 
 
-def score_error(queries: RoundedQueries, labels: RoundedLabels) -> Tensor:
+@njit(cache=True)
+def _round_rows(rows: Any, limit: float, near: Any, units: Any, both: Any, norms: Any, lost: Any) -> None:
+    # Compiled, because a single query would spend more time between torch's calls than in them.
+    batch, width = rows.shape
+    for b in range(batch):
+        square, peak = 0.0, np.float32(0)
+        for d in range(width):
+            square += np.float64(rows[b, d]) ** 2
+            peak = max(peak, abs(rows[b, d]))
+        norms[b] = math.sqrt(square)
+        unit = np.float32(max(norms[b] / limit, peak / LARGEST, 1e-30))
+        units[b], square = unit, 0.0
+        for d in range(width):
+            whole = np.float32(round(rows[b, d] / unit))
+            near[b, d] = np.int16(whole)
+            both[b, d], both[batch + b, d] = rows[b, d], rows[b, d] - whole * unit
+            square += np.float64(both[batch + b, d]) ** 2
+        lost[b] = math.sqrt(square)
+
+
+def score_error(queries: RoundedQueries, labels: RoundedLabels) -> npt.NDArray[np.float32]:
     """Return the most (B) by which any score ⟨x̃, ỹ⟩ in float32 can differ from ⟨x, y⟩."""
     # ⟨x, y⟩ − ⟨x̃, ỹ⟩ = ⟨x, y − ỹ⟩ + ⟨x − x̃, ỹ⟩, and the rounding of the float32 sums.
     longest, width = labels.longest + labels.worst, labels.rows.shape[1]
-    lost = torch.linalg.vector_norm(queries.lost, dim=1)
-    error = queries.norms * labels.worst + lost * longest + queries.norms * longest * (width + 8) * 2.0**-23
-    return error * (1 + 1e-5) + 1e-37
+    error = queries.norms * (labels.worst + longest * (width + 8) * 2.0**-23) + queries.lost * longest
+    return (error * (1 + 1e-5) + 1e-37).astype(np.float32)
 
 
 def noise(queries: RoundedQueries, labels: RoundedLabels, temperature: float) -> npt.NDArray[np.float64]:
@@ -115,17 +168,16 @@ def noise(queries: RoundedQueries, labels: RoundedLabels, temperature: float) ->
 
     The query's error ⟨x − x̃, ȳ⟩ is that of a direction which has nothing to do with ȳ: 1/√D of the largest possible.
     """
-    lost = torch.linalg.vector_norm(queries.lost, dim=1) * (labels.longest / math.sqrt(queries.lost.shape[1]))
-    return (torch.stack([queries.norms * labels.deviation, lost], 1).double() / temperature).numpy()
+    own, shared = labels.deviation / temperature, labels.longest / (math.sqrt(queries.both.shape[1]) * temperature)
+    return np.stack([queries.norms * own, queries.lost * shared], 1)
 
 
-def pack(queries: RoundedQueries, width: int, lanes: int) -> npt.NDArray[np.int16]:
-    """Return int16 queries (G, width/2, lanes, 2): consecutive ones in consecutive lanes, zeros beyond B and D."""
-    rows = queries.near
-    groups = -(-len(rows) // lanes)
-    room = torch.zeros(groups * lanes, width, dtype=torch.int16)
-    room[: len(rows), : rows.shape[1]] = rows
-    return room.view(groups, lanes, width // 2, 2).transpose(1, 2).contiguous().numpy()
+def pack(near: npt.NDArray[np.int16], lanes: int) -> npt.NDArray[np.int16]:
+    """Return int16 queries (B, D+) as (G, D+/2, lanes, 2): consecutive ones in consecutive lanes, zeros beyond B."""
+    groups, width = -(-len(near) // lanes), near.shape[1]
+    room = np.zeros((groups * lanes, width), np.int16)
+    room[: len(near)] = near
+    return np.ascontiguousarray(room.reshape(groups, lanes, width // 2, 2).transpose(0, 2, 1, 3))
 
 
 def _prime_from(number: int) -> int:
