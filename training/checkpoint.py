@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON, written whole or not at all, checked when read, enough to go on with the same run.
 
-OUT/checkpoints/phase_1_step_00000123/{parameters,optimizer,random}.safetensors, state.json (with their SHA-256)
+OUT/checkpoints/phase_1_step_00000123/{parameters,optimizer,random}.safetensors, state.json (with their SHA-256); and
+extra.safetensors where a step has more to keep (mined negatives)
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from dexml.manifest import flush, sha256
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run needs to go on: `parameters`, `optimizer` moments, torch's `random` state, and JSON-able `facts`."""
+    """What a run needs to go on: `parameters`, `optimizer` moments, torch's `random` state, JSON-able `facts`, `extra`."""
 
     parameters: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     random: Tensor
     facts: dict[str, Any]
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def folder(out: Path) -> Path:
@@ -51,6 +53,7 @@ def save(out: Path, checkpoint: Checkpoint, phase: int, step: int) -> Path:
             "parameters": checkpoint.parameters,
             "optimizer": checkpoint.optimizer,
             "random": {"state": checkpoint.random},
+            **({"extra": checkpoint.extra} if checkpoint.extra else {}),
         }
         sums = {}
         for name, tensors in parts.items():
@@ -93,6 +96,7 @@ def newest(out: Path) -> Checkpoint | None:
             load_file(path / "optimizer.safetensors"),
             load_file(path / "random.safetensors")["state"],
             facts,
+            load_file(path / "extra.safetensors") if "extra.safetensors" in facts["sha256"] else {},
         )
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, SafetensorError) as error:
         raise InputError(f"{path}: the checkpoint is damaged ({error})") from None
@@ -103,19 +107,28 @@ def clear(out: Path) -> None:
     shutil.rmtree(folder(out), ignore_errors=True)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's moments as "parameter/moment" -> tensor."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the optimizer's moments of the `trained` parameters as "parameter/moment" -> tensor."""
     return {
         f"{name}/{moment}": value
-        for name, parameter in module.named_parameters()
+        for name, parameter in trained.items()
         for moment, value in optimizer.state[parameter].items()
         if isinstance(value, Tensor)
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned."""
-    parameters = dict(module.named_parameters())
+def restore_optimizer(optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned, each moment where its parameter is."""
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
-        optimizer.state[parameters[name]][moment] = value
+        optimizer.state[trained[name]][moment] = value.to(trained[name].device)
+
+
+@torch.no_grad()
+def restore_parameters(trained: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    """Fill the `trained` parameters. Raises InputError when the checkpoint has others."""
+    if trained.keys() != tensors.keys():
+        odd = sorted(trained.keys() ^ tensors.keys())
+        raise InputError(f"--resume: the checkpoint has other parameters than this run ({odd[0]!r})")
+    for name, value in tensors.items():
+        trained[name].copy_(value)

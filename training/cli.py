@@ -128,7 +128,7 @@ def _train_phases(
             console.print(f"resumed at step {run.step} of {run.steps}")
         watched_rows = f", {len(validation):,} watched" if validation else ""
         console.print(
-            f"{run.model.encoder.width():,} features, {len(run.seen):,} of {len(labels):,} labels have a training row, "
+            f"{escape(run.method.describe())}; {len(run.seen):,} of {len(labels):,} labels have a training row, "
             f"{len(rows):,} rows trained on{watched_rows}"
         )
         finished = _go(run, console, interrupted)

@@ -55,6 +55,28 @@ class TrainingSection(Section):
     checkpoint_seconds: Annotated[float, Gt(0)] = 120.0
 
 
+class FinetuneSection(Section):
+    """Training of the encoder itself, beside its tower: `train` all of it ("full"), scales and shifts ("ssf"), or nothing.
+
+    `rate` is its learning rate, "auto" by kind; its gradient is clipped to the norm `clip`. `chunk` tokens are encoded at a
+    time, which sets the memory of a step. A step scores all labels; or those that are positives in its batch, up to
+    `positives` of each query; or these and `per_query` hard negatives, drawn from each query's `depth` best wrong labels,
+    which are mined anew every `mine_every` epochs.
+    """
+
+    train: Literal["none", "full", "ssf"] = "none"
+    rate: Annotated[float, Gt(0)] | Auto = "auto"
+    clip: Annotated[float, Gt(0)] = 1.0
+    chunk: Annotated[int, Ge(1)] = 8192
+    negatives: Literal["all", "in-batch", "mined"] = "all"
+    positives: Annotated[int, Ge(1)] = 8
+    per_query: Annotated[int, Ge(1)] = 8
+    depth: Annotated[int, Ge(1)] = 100
+    mine_every: Annotated[int, Ge(1)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
 class Config(Section):
     """One experiment."""
 
@@ -67,6 +89,7 @@ class Config(Section):
     tower: Choice = Choice(name="tokens")
     loss: Choice = Choice(name="decoupled_softmax")
     training: TrainingSection = Field(default_factory=TrainingSection)
+    finetune: FinetuneSection = Field(default_factory=FinetuneSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
     index: Choice = Choice(name="auto")
     rerank: Choice = Choice(name="softmax")
@@ -94,10 +117,29 @@ def check(config: Config) -> None:
             f"tower.name: {config.tower.name!r} cannot read what the encoder {config.encoder.name!r} gives; "
             f"towers that can: {', '.join(fitting)}"
         )
+    _check_finetune(config)
     LOSSES.options(config.loss.name, config.loss.options)
     if config.index.name != "auto":
         INDEXES.options(config.index.name, config.index.options)
     RERANKERS.options(config.rerank.name, config.rerank.options)
+
+
+def _check_finetune(config: Config) -> None:
+    tuned = config.finetune
+    if tuned.train == "none":
+        if set_though_idle := sorted(tuned.model_fields_set - {"train"}):
+            raise InputError(f"finetune.{set_though_idle[0]}: has no effect while finetune.train is 'none'")
+        return
+    if not ENCODERS[config.encoder.name].tunable:
+        tunable = [name for name in ENCODERS if ENCODERS[name].tunable]
+        raise InputError(
+            f"finetune.train: the encoder {config.encoder.name!r} has no network to train; encoders that have one: "
+            f"{', '.join(tunable)}"
+        )
+    if "dense" not in TOWERS[config.tower.name].reads:
+        raise InputError(f"finetune.train: the tower {config.tower.name!r} does not read what the encoder's network makes")
+    if tuned.depth < tuned.per_query:
+        raise InputError(f"finetune.depth: {tuned.depth} labels mined are fewer than finetune.per_query, {tuned.per_query}")
 
 
 def settle(config: Config, rows: int) -> tuple[Config, str]:

@@ -1,4 +1,4 @@
-"""One training run: features once, then steps that score all labels; it can be interrupted and resumed at any step."""
+"""One training run: steps over minibatches (`training.steps`); it can be interrupted and resumed at any step."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from dexml.model import DualEncoder
 from dexml.types import Int64Array, LabelTable, Positives, Split
 from training import checkpoint
 from training.config import Config
+from training.negatives import within
+from training.steps import make_step, optimizer
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,18 @@ class Run:
             config.tower.options,
             [*self.train.texts, *seen_texts],
         )
-        self.queries = self.model.encoder.encode_many(self.train.texts)
-        self.label_features = self.model.encoder.encode_many(seen_texts)
         if config.training.free_vectors:
             self.model.tower.free_vectors(len(self.seen))
-        self.loss = LOSSES.build(config.loss.name, config.loss.options)
+        excluded = None if self.train.excluded is None else within(self.train.excluded, self.seen)
+        loss = LOSSES.build(config.loss.name, config.loss.options)
+        self.method = make_step(config, self.model, loss, self.train.texts, seen_texts, self.positives, excluded)
         epochs, batch = config.training.epochs, config.training.batch
         assert isinstance(epochs, int) and isinstance(batch, int), "settle comes before Run"
         self.epochs = epochs
         self.batches = Batches(len(self.train), batch, config.seed)
         self.steps = epochs * len(self.batches)
         self.step = 0
-        self.optimizer = _optimizer(self.model, config)
+        self.optimizer = optimizer(self.method, config)
         self._precision: tuple[float, float, float] | None = None
         self.fingerprint = fingerprint(config, labels, train, validation)
 
@@ -125,7 +127,7 @@ class Run:
                     rate=max(float(group["lr"]) for group in self.optimizer.param_groups),
                     gradient_norm=gradient_norm,
                     queries=len(rows),
-                    scores=len(rows) * len(self.seen),
+                    scores=len(rows) * self.method.scored,
                     step_seconds=stepped - began,
                     validation_seconds=validated,
                     precision_1=first,
@@ -144,10 +146,10 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        tower = self.model.tower
+        trained = self.method.trained
         state = checkpoint.Checkpoint(
-            {name: value.detach() for name, value in tower.named_parameters()},
-            checkpoint.optimizer_tensors(self.optimizer, tower),
+            {name: value.detach().cpu() for name, value in trained.items()},
+            checkpoint.optimizer_tensors(self.optimizer, trained),
             torch.get_rng_state(),
             {
                 "phase": self.phase,
@@ -156,6 +158,7 @@ class Run:
                 "precision": self._precision,
                 "fingerprint": self.fingerprint,
             },
+            self.method.state(),
         )
         checkpoint.save(self.config.out, state, self.phase, self.step)
 
@@ -165,8 +168,9 @@ class Run:
 
     def resume(self, state: checkpoint.Checkpoint) -> None:
         """Go on where a checkpoint was taken."""
-        self.model.tower.load_state_dict(state.parameters)
-        checkpoint.restore_optimizer(self.optimizer, self.model.tower, state.optimizer)
+        checkpoint.restore_parameters(self.method.trained, state.parameters)
+        checkpoint.restore_optimizer(self.optimizer, self.method.trained, state.optimizer)
+        self.method.restore(state.extra)
         torch.set_rng_state(state.random)
         self.step = state.facts["step"]
         self.batches.load_state_dict(state.facts["batches"])
@@ -177,22 +181,21 @@ class Run:
         """Return unit rows float32 (L, D) of all labels: trained ones with their free vectors, the rest from their text."""
         tower = self.model.tower.eval()
         rows = torch.zeros(len(self.labels), self.model.dimension)
-        rows[torch.from_numpy(self.seen)] = tower.labels(self.label_features, trained=True)
+        rows[torch.from_numpy(self.seen)] = tower.labels(self.method.label_features(), trained=True).cpu()
         unseen = np.setdiff1d(np.arange(len(self.labels)), self.seen)
         rows[torch.from_numpy(unseen)] = self.model.embed_labels([self.labels.texts[number] for number in unseen])
         return rows
 
     def _step(self, rows: Int64Array) -> tuple[float, float]:
-        """Take one step; return its loss and the norm of its gradient."""
-        tower = self.model.tower.train()
-        queries, labels = tower(self.queries.take(torch.from_numpy(rows)), self.label_features)
-        loss = self.loss(queries, labels, self.positives.take(rows))
-        value = float(loss.detach())
+        """Take one step; return its loss and the norm of its gradient before any clipping."""
+        self.method.before(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.method.backward(rows)
         if not np.isfinite(value):
             raise InputError(f"training: the loss of step {self.step + 1} is {value}; lower training.rate_scale")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.get_total_norm([p.grad for p in tower.parameters() if p.grad is not None]))
+        trained = self.method.trained.values()
+        norm = float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+        self.method.clip()
         factor = rate_factor(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * factor
@@ -213,23 +216,6 @@ class Run:
 def _renumbered(positives: Positives, seen: Int64Array) -> Positives:
     """Return positives whose label numbers count through `seen` (sorted, a superset of the labels used)."""
     return Positives(positives.indptr, np.searchsorted(seen, positives.indices), len(seen), positives.weights)
-
-
-def _optimizer(model: DualEncoder, config: Config) -> torch.optim.AdamW:
-    scale, still = config.training.rate_scale, model.tower.undecayed()
-    assert isinstance(scale, float), "settle comes before Run"
-    groups = [
-        {
-            "params": [parameter],
-            "full_rate": model.tower.rate(name) * scale,
-            "weight_decay": 0.0 if name in still else config.training.weight_decay,
-        }
-        for name, parameter in model.tower.named_parameters()
-    ]
-    if not groups:
-        raise InputError(f"tower {config.tower.name!r} has nothing to train; set training.free_vectors = true")
-    # The binary cross-entropy is a mean over B·L pairs: its gradients are near Adam's usual ε of 1e-8, which would stop them.
-    return torch.optim.AdamW(groups, fused=True, eps=1e-12)
 
 
 def rate_factor(step: int, steps: int, config: Config) -> float:

@@ -41,24 +41,25 @@ def merged(model: nn.Module) -> Iterator[None]:
     before = []
     for layer in attached:
         weight, bias = _parameters(layer)
-        scale, shift = getattr(layer, SCALE), getattr(layer, SHIFT)
+        scale: nn.Parameter = getattr(layer, SCALE)
+        shift: nn.Parameter | None = getattr(layer, SHIFT)
         before.append((layer, weight.data, None if bias is None else bias.data, scale, shift))
         factor = scale.detach().double()
         weight.data = (weight.data.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
-        if bias is not None:
+        if bias is not None and shift is not None:
             bias.data = (bias.data.double() * factor + shift.detach().double()).to(bias.dtype)
         delattr(layer, SCALE)
         delattr(layer, SHIFT)
     try:
         yield
     finally:
-        for layer, old_weight, old_bias, scale, shift in before:
+        for layer, old_weight, old_bias, old_scale, old_shift in before:
             weight, bias = _parameters(layer)
             weight.data = old_weight
-            if bias is not None:
+            if bias is not None and old_bias is not None:
                 bias.data = old_bias
-            layer.register_parameter(SCALE, scale)
-            layer.register_parameter(SHIFT, shift)
+            layer.register_parameter(SCALE, old_scale)
+            layer.register_parameter(SHIFT, old_shift)
 
 
 def _scale_and_shift(layer: nn.Module, inputs: object, output: Tensor) -> Tensor:

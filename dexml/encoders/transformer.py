@@ -1,4 +1,4 @@
-"""Any sentence-transformers model as an encoder, frozen or fine-tuned. This module alone knows sentence-transformers' model class.
+"""Any sentence-transformers model as an encoder, frozen or tuned. This module alone knows sentence-transformers' model class.
 
 Importing sentence-transformers takes seconds; it happens when a model is opened, not before.
 """
