@@ -104,7 +104,7 @@ class ScoreLoss(Loss):
                     log.info("%s by the %s kernels%s", type(self).__name__, name, "".join(f"; {r}" for r in reasons))
                 self._said = name
                 return name
-            reasons.append(f"{name} {reason}")
+            reasons.append(f"{name}: {reason}")
         raise InputError(f"no kernel backend serves this loss ({'; '.join(reasons)})")
 
     @abstractmethod

@@ -15,22 +15,31 @@ from dexml.types import InputError, Positives, Problem
 T = 0.05
 
 
+SCANNED = {"triton": ("auto", "none", "int16"), "numba": COPIES, "reference": ("auto",)}
+
+
+def available(name: str) -> Kernels:
+    reason = KERNELS[name].unsupported(Problem(needs_grad=True))
+    if reason is not None:
+        pytest.skip(f"{name} {reason}")
+    return KERNELS.build(name)
+
+
 @pytest.fixture(params=list(KERNELS))
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    reason = KERNELS[request.param].unsupported(Problem())
-    if reason is not None:
-        pytest.skip(reason)
-    return KERNELS.build(request.param)
+    return available(request.param)
 
 
-@pytest.fixture(params=[(name, copy) for name in KERNELS for copy in (COPIES if name != "reference" else ("auto",))])
+@pytest.fixture(params=[(name, copy) for name in KERNELS for copy in SCANNED[name]], ids="-".join)
 def scanning(request: pytest.FixtureRequest) -> tuple[Kernels, str]:
-    """A backend with each scanning copy; the reference makes none."""
+    """A backend with each scanning copy that it makes."""
     name, copy = request.param
-    reason = KERNELS[name].unsupported(Problem())
-    if reason is not None:
-        pytest.skip(reason)
-    return KERNELS.build(name), copy
+    return available(name), copy
+
+
+def many(kernels: Kernels, count: int) -> int:
+    """Return `count` labels, and an eighth of them where Triton's interpreter goes through them."""
+    return count // 8 if isinstance(kernels, KERNELS["triton"]) else count
 
 
 def random_rows(count: int, dimension: int, seed: int) -> torch.Tensor:
@@ -65,7 +74,7 @@ def agree(answer, queries, labels, k, temperature):
 @pytest.mark.parametrize("batch", [1, 3, 7, 16, 33])
 def test_scan_equals_float64_brute_force(scanning, batch):
     kernels, copy = scanning
-    labels = random_rows(20_011, 52, 0)
+    labels = random_rows(many(kernels, 20_011), 52, 0)
     queries = random_rows(batch, 52, 1)
     agree(kernels.scan(queries, kernels.prepare(labels, copy), 100, T), queries, labels, 100, T)
 
@@ -73,33 +82,35 @@ def test_scan_equals_float64_brute_force(scanning, batch):
 @pytest.mark.parametrize("spread", [1.0, 0.3, 0.02])
 def test_scan_of_clustered_labels_with_near_duplicates(scanning, spread):
     kernels, copy = scanning
-    labels = clustered(17_003, 32, 0, spread)
-    queries = normalize(labels[5:3000:100] + 0.1 * random_rows(30, 32, 7), dim=1)
+    labels = clustered(many(kernels, 17_003), 32, 0, spread)
+    queries = normalize(labels[5:2000:67] + 0.1 * random_rows(30, 32, 7), dim=1)
     agree(kernels.scan(queries, kernels.prepare(labels, copy), 50, T), queries, labels, 50, T)
 
 
 @pytest.mark.parametrize("norm", [1e-3, 30.0])
 def test_scan_of_rows_that_are_not_unit(scanning, norm):
     kernels, copy = scanning
-    labels = norm * random_rows(16_500, 24, 0) * torch.rand(16_500, 1, generator=torch.Generator().manual_seed(2))
+    count = many(kernels, 16_500)
+    labels = norm * random_rows(count, 24, 0) * torch.rand(count, 1, generator=torch.Generator().manual_seed(2))
     queries = random_rows(9, 24, 1)
     agree(kernels.scan(queries, kernels.prepare(labels, copy), 10, 1.0), queries, labels, 10, 1.0)
 
 
 def test_exact_duplicates_come_in_the_order_of_their_ids(scanning):
     kernels, copy = scanning
-    labels = random_rows(3, 20, 0)[torch.arange(17_000) % 3]
+    labels = random_rows(3, 20, 0)[torch.arange(many(kernels, 17_000)) % 3]
     answer = kernels.scan(labels[:2], kernels.prepare(labels, copy), 40, T)
     assert torch.equal(answer.ids, torch.stack([torch.arange(40) * 3, torch.arange(40) * 3 + 1]))
 
 
 def test_zero_rows_score_zero_in_order(scanning):
     kernels, copy = scanning
-    prepared = kernels.prepare(torch.zeros(16_400, 8), copy)
+    count = many(kernels, 16_400)
+    prepared = kernels.prepare(torch.zeros(count, 8), copy)
     answer = kernels.scan(torch.zeros(2, 8), prepared, 5, T)
     assert torch.equal(answer.ids, torch.arange(5).repeat(2, 1))
     assert (answer.scores == 0).all()
-    assert torch.allclose(answer.log_z.double(), torch.full((2,), math.log(16_400), dtype=torch.float64), atol=1e-4)
+    assert torch.allclose(answer.log_z.double(), torch.full((2,), math.log(count), dtype=torch.float64), atol=1e-4)
 
 
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (1, 5), (7, 7), (5, 9), (33, 2)])
@@ -128,6 +139,8 @@ def test_float16_and_non_contiguous_inputs(kernels):
     agree(kernels.scan(queries, kernels.prepare(labels), 5, T), queries, labels, 5, T)
     half, rows = labels.half(), queries.half()
     agree(kernels.scan(rows, kernels.prepare(half), 5, T), rows, half, 5, T)
+    ids = torch.arange(20).expand(len(rows), -1)
+    agree(kernels.rescore(rows, kernels.prepare(half), ids, T), rows, half, 20, T)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -188,33 +201,121 @@ def pairs(batch: int, count: int) -> Positives:
     return Positives.from_rows(rows, count)
 
 
-def test_differentiable_operations_equal_their_definition(kernels):
+def operation(name: str, positives: Positives, k: int = 5):
+    """Return negative_lse or topk_threshold (α = 2) as a function of a backend, queries and labels."""
+    if name == "negative_lse":
+        return lambda kernels, queries, labels: kernels.negative_lse(queries, labels, positives, T)
+    return lambda kernels, queries, labels: kernels.topk_threshold(queries, labels, k, 2.0, T)
+
+
+def check_row_sums(kernels: Kernels, of, queries: torch.Tensor, labels: torch.Tensor, tolerance: float) -> None:
+    """Hold an operation's finite values and gradients to those of the reference in float64, and infinite ones to the same."""
+    queries, labels = queries.detach().requires_grad_(), labels.detach().requires_grad_()
+    found, expected = of(kernels, queries, labels), of(KERNELS.build("reference"), queries.double(), labels.double())
+    finite = expected.isfinite()
+    assert found.shape == (len(queries),) and torch.equal(found[~finite].double(), expected[~finite])
+    assert torch.allclose(found[finite].double(), expected[finite], rtol=tolerance, atol=tolerance)
+    weights = torch.linspace(-1, 2, len(queries), dtype=torch.float64)
+    sums = (torch.where(finite, values, 0.0) * weights.to(values) for values in (found, expected))
+    gradients = [torch.autograd.grad(values.sum(), (queries, labels)) for values in sums]
+    for got, want in zip(*gradients, strict=True):
+        assert got.dtype == want.dtype and got.shape == want.shape and torch.isfinite(got).all()
+        rounding = torch.finfo(got.dtype).eps
+        assert (got.double() - want.double()).norm() <= max(tolerance, rounding) * want.double().norm() + 1e-12
+
+
+OPERATIONS = ["negative_lse", "topk_threshold"]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("number", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("batch", "count", "dimension"), [(9, 31, 6), (3, 700, 33), (21, 300, 48), (1, 6, 1)])
+def test_row_sums_and_their_gradients(kernels, name, number, tolerance, batch, count, dimension):
+    queries, labels = (random_rows(n, dimension, n).to(number) for n in (batch, count))
+    check_row_sums(kernels, operation(name, pairs(batch, count)), queries, labels, tolerance)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_row_sums_pass_gradcheck(kernels, name):
     queries, labels = (random_rows(n, 6, n).double().requires_grad_() for n in (9, 31))
-    positives = pairs(9, 31)
-    scores = queries @ labels.T / T
-    mask = torch.from_numpy(positives.matrix().toarray() > 0)
-    expected = torch.logsumexp(scores.masked_fill(mask, -math.inf), 1)
-    found = kernels.negative_lse(queries, labels, positives, T)
-    assert torch.allclose(found.double(), expected, rtol=1e-6)
-    weights = torch.linspace(-1, 1, 9, dtype=torch.float64)
-    for got, want in zip(
-        torch.autograd.grad((found * weights).sum(), (queries, labels)),
-        torch.autograd.grad((expected * weights).sum(), (queries, labels)),
-        strict=True,
+    of = operation(name, pairs(9, 31))
+    assert torch.autograd.gradcheck(lambda q, y: of(kernels, q / 5, y), (queries, labels))
+
+
+def test_a_threshold_lets_k_labels_through(kernels):
+    for norm in (1.0, 30.0):  # at 30, sigmoids are 0 or 1 but for one or two
+        queries, labels = norm * random_rows(9, 6, 0), random_rows(300, 6, 1)
+        t = kernels.topk_threshold(queries, labels, 5, 2.0, T)
+        sums = torch.sigmoid(2 * (queries.double() @ labels.double().T / T + t.double()[:, None])).sum(1)
+        assert torch.allclose(sums, torch.full_like(sums, 5), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_row_sums_of_scores_that_are_large(kernels, name):
+    queries, labels = (30 * random_rows(7, 20, 0)).requires_grad_(), random_rows(300, 20, 1).requires_grad_()
+    of = operation(name, pairs(7, 300))
+    if name == "negative_lse":
+        check_row_sums(kernels, of, queries, labels, 2e-5)
+    else:  # where the threshold stands between two labels, float32 does not tell by how little it moves
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(of(kernels, queries, labels).sum(), (queries, labels)))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("batch", "count", "k"), [(0, 5, 2), (3, 1, 1), (3, 5, 5), (3, 5, 9)])
+def test_row_sums_of_no_queries_and_of_few_labels(kernels, name, batch, count, k):
+    positives = Positives.from_rows([[0], [], range(count)][:batch], count)  # the last row has no negatives
+    queries, labels = random_rows(batch, 4, 0), random_rows(count, 4, 1)
+    check_row_sums(kernels, operation(name, positives, k), queries, labels, 1e-5)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_row_sums_of_duplicate_zero_and_non_contiguous_rows(kernels, name):
+    queries, labels = random_rows(7, 20, 0)[:, ::2], random_rows(10, 80, 1).T
+    labels[[1, 5]], labels[[2, 8]], queries[3] = labels[0].clone(), 0.0, 0.0
+    assert not queries.is_contiguous() and not labels.is_contiguous()
+    check_row_sums(kernels, operation(name, pairs(7, 80)), queries, labels, 1e-5)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_row_sums_of_float16_rows_are_float32(kernels, name):
+    queries, labels = random_rows(7, 10, 0).half(), random_rows(80, 10, 1).half()
+    of = operation(name, pairs(7, 80))
+    assert of(kernels, queries, labels).dtype == torch.float32
+    check_row_sums(kernels, of, queries, labels, 1e-5)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_row_sums_of_queries_that_are_not_finite_are_refused(kernels, name, bad):
+    queries, labels = random_rows(3, 4, 1), random_rows(10, 4, 0)
+    queries[1, 2] = bad
+    with pytest.raises(InputError, match="row 1"):
+        operation(name, pairs(3, 10))(kernels, queries, labels)
+
+
+def test_row_sums_that_make_no_sense_are_refused(kernels):
+    queries, labels = random_rows(3, 4, 1), random_rows(10, 4, 0)
+    for call in (
+        lambda: kernels.negative_lse(queries, labels, pairs(3, 11), T),
+        lambda: kernels.negative_lse(queries, labels, pairs(2, 10), T),
+        lambda: kernels.negative_lse(queries, labels[:, :3], pairs(3, 10), T),
+        lambda: kernels.negative_lse(queries, labels, pairs(3, 10), 0.0),
+        lambda: kernels.topk_threshold(queries, labels, 0, 2.0, T),
+        lambda: kernels.topk_threshold(queries, labels[0], 3, 2.0, T),
     ):
-        assert torch.allclose(got, want, rtol=1e-6, atol=1e-9)
-    t = kernels.topk_threshold(queries, labels, 5, 2.0, T)
-    sums = torch.sigmoid(2 * (queries @ labels.T / T + t[:, None])).sum(1)
-    assert torch.allclose(sums, torch.full_like(sums, 5), atol=1e-6)
-    assert torch.autograd.gradcheck(lambda q, y: kernels.topk_threshold(q, y, 5, 2.0, 1.0), (queries, labels))
+        with pytest.raises(InputError):
+            call()
 
 
-def test_rows_without_negatives_and_thresholds_beyond_all_labels(kernels):
-    queries, labels = (random_rows(n, 4, n).requires_grad_() for n in (2, 3))
-    found = kernels.negative_lse(queries, labels, Positives.from_rows([[0, 1, 2], [1]], 3), T)
-    assert found[0] == -math.inf and torch.isfinite(found[1])
-    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(found[1], (queries, labels)))
-    assert (kernels.topk_threshold(queries, labels, 3, 2.0, T) == math.inf).all()
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_row_sums_make_no_score_matrix(kernels, name, largest_tensor):
+    if isinstance(kernels, KERNELS["reference"]):
+        pytest.skip("it is the one that holds it")
+    batch, count, dimension = 64, 2500, 6
+    queries, labels = (random_rows(n, dimension, n).requires_grad_() for n in (batch, count))
+    of, backend = operation(name, pairs(batch, count)), "triton" if isinstance(kernels, KERNELS["triton"]) else "numba"
+    largest = largest_tensor(backend, lambda: torch.autograd.grad(of(kernels, queries, labels).sum(), (queries, labels)))
+    assert 4 * dimension * count <= largest <= 4 * batch * count / 4, "at least the gradient by the labels, far from the scores"
 
 
 def test_softmax_equals_torch_and_knows_minus_infinity(kernels):
@@ -231,3 +332,13 @@ def test_softmax_equals_torch_and_knows_minus_infinity(kernels):
     assert torch.equal(scores, before)
     assert kernels.softmax(torch.empty(0, 4)).shape == (0, 4)
     assert torch.allclose(kernels.softmax(scores[4]), torch.softmax(scores[4], -1), rtol=1e-5)
+
+
+def test_softmax_of_odd_inputs(kernels):
+    for shape in ((0, 4), (3, 0), (2, 1), (1, 17), (2, 3, 5)):
+        scores = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        assert torch.allclose(kernels.softmax(scores), torch.softmax(scores, -1), rtol=1e-5)
+    columns = torch.randn(7, 40, generator=torch.Generator().manual_seed(2)).T[::2]
+    assert torch.allclose(kernels.softmax(columns, 0.3), torch.softmax(columns / 0.3, -1), rtol=1e-5)
+    assert torch.allclose(kernels.softmax(columns.half()), torch.softmax(columns.half().float(), -1), rtol=1e-5)
+    assert kernels.softmax(columns.half()).dtype == torch.float32

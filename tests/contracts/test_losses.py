@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dexml.kernels import KERNELS
 from dexml.losses import LOSSES, Loss
@@ -243,35 +242,14 @@ def test_a_kept_graph_gives_the_same_gradients_again(case):
     assert all(torch.allclose(3 * a, b, rtol=1e-5, atol=1e-7) for a, b in zip(first, again, strict=True))
 
 
-class Largest(TorchDispatchMode):
-    """Keeps the size of the largest tensor that any operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        made = operation(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(tensor, torch.Tensor):
-                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // 4)
-        return made
-
-
-def test_the_score_matrix_never_exists(case, monkeypatch):
+def test_the_score_matrix_never_exists(case, largest_tensor):
     if case.backend == "reference":
         pytest.skip("it is the one that holds it")
-    from dexml.kernels import numba_slabs
-
-    monkeypatch.setattr(numba_slabs, "SLAB_BYTES", 1)
-    if case.backend == "triton":
-        from dexml.kernels import triton_losses, triton_rows
-
-        monkeypatch.setattr(triton_rows, "SLAB_BYTES", 1)
-        monkeypatch.setattr(triton_losses, "KEEP_BYTES", 0)
     batch, count = 64, 2500
     queries, labels = case.rows(batch, 0), case.rows(count, 1)
-    with Largest() as largest:
-        gradients(case.build()(queries, labels, Positives.from_rows([[i] for i in range(batch)], count)), queries, labels)
-    assert D * count <= largest.numbers <= batch * count / 4, "the gradient of the labels is the largest that it may be"
+    positives = Positives.from_rows([[i] for i in range(batch)], count)
+    largest = largest_tensor(case.backend, lambda: gradients(case.build()(queries, labels, positives), queries, labels))
+    assert 4 * D * count <= largest <= 4 * batch * count / 4, "at least the gradient by the labels, far from the scores"
 
 
 def test_auto_is_the_first_backend_that_serves(name):

@@ -186,25 +186,15 @@ def test_threshold_lets_k_labels_through_where_sigmoids_saturate(kernels):
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(t.sum(), single))
 
 
-def losses():
-    from dexml.kernels import triton_losses as made
-
-    return {
-        "decoupled_softmax": made.decoupled_softmax,
-        "softmax": made.softmax_loss,
-        "soft_topk": made.soft_topk,
-        "bce": made.binary_cross_entropy,
-    }
-
-
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize(("products", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_losses_equal_their_formulas(kernels, name, products, tolerance):
     single, double = inputs()
     positives = Positives.from_rows(ROWS, L)
     before = [s.detach().clone() for s in single]
-    found = losses()[name](*single, positives, T, products=products)
-    expected = LOSSES.build(name, {"temperature": T})(*double, positives)
+    loss = LOSSES.build(name, {"temperature": T, "products": products})
+    assert (loss.serving(*single), loss.serving(*double)) == ("triton", "reference")
+    found, expected = loss(*single, positives), loss(*double, positives)
     assert found.item() == pytest.approx(expected.item(), rel=tolerance)
     gradients = torch.autograd.grad(found, single), torch.autograd.grad(expected, double)
     assert all(near(f, e, tolerance) for f, e in zip(*gradients, strict=True))
@@ -229,25 +219,49 @@ def test_decoupled_softmax_is_the_same_however_it_is_cut(kernels, monkeypatch, b
 
 
 def test_shares_mask_positives_without_making_negatives_of_them(kernels):
+    from dexml.kernels.triton_losses import decoupled_softmax
+
     single, double = inputs()
     positives = Positives.from_rows(ROWS, L)
     shares = torch.zeros(len(positives.indices), device=DEVICE)
     shares[positives.indptr[0] + 1] = 1.0
-    found = losses()["decoupled_softmax"](*single, positives, T, shares, products="float32")
+    found = decoupled_softmax(*single, positives, T, shares, products="float32")
     scores = (double[0] @ double[1].T / T)[0]
     negatives = torch.logsumexp(scores[[3, *(j for j in range(L) if j not in (0, 3))]], 0)
     assert found.item() == pytest.approx((negatives - scores[3]).item() / B, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("given", [[], [[], []]])
-def test_no_queries_or_no_positives(kernels, given):
-    positives = Positives.from_rows(given, 9)
-    for name, loss in losses().items():
-        queries = rows(len(given), 4, 0).to(DEVICE).requires_grad_()
-        labels = rows(9, 4, 1).to(DEVICE).requires_grad_()
-        value = loss(queries, labels, positives, T)
-        assert value.item() == 0, name
-        assert all((g == 0).all() for g in torch.autograd.grad(value, (queries, labels))), name
+def test_no_queries_or_no_positives(kernels, name, given):
+    queries = rows(len(given), 4, 0).to(DEVICE).requires_grad_()
+    labels = rows(9, 4, 1).to(DEVICE).requires_grad_()
+    value = LOSSES.build(name)(queries, labels, Positives.from_rows(given, 9))
+    assert value.item() == 0
+    assert all((g == 0).all() for g in torch.autograd.grad(value, (queries, labels)))
+
+
+class OnAGpu:
+    """What a loss asks of a tensor before it chooses a backend, without the GPU."""
+
+    device, dtype, shape = torch.device("cuda"), torch.float32, (3, 4)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def test_a_loss_on_a_gpu_is_computed_by_triton_where_it_is_there_and_by_torch_else(monkeypatch, caplog):
+    caplog.set_level("INFO", "dexml.losses.base")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loss = LOSSES.build("softmax")
+    assert loss.serving(OnAGpu(), OnAGpu()) == "triton"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert loss.serving(OnAGpu(), OnAGpu()) == "reference"
+    assert [record.message.split(";")[:2] for record in caplog.records] == [
+        ["Softmax by the triton kernels"],
+        ["Softmax by the reference kernels", " triton: torch sees no NVIDIA GPU"],
+    ]
 
 
 def test_it_says_why_it_cannot_serve(monkeypatch):
