@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from dexml.errors import InputError
 from dexml.manifest import flush, sha256
 
+OLD = ".old"  # a checkpoint while another one of the same step takes its place
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -68,7 +70,9 @@ def save(out: Path, checkpoint: Checkpoint, phase: int, step: int) -> Path:
         state.write_text(json.dumps({**checkpoint.facts, "sha256": sums}, indent=1), encoding="utf-8")
         flush(state)
         flush(scratch)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.is_dir():  # saved twice at one step: at no instant is there no checkpoint
+            shutil.rmtree(target.with_suffix(OLD), ignore_errors=True)
+            os.rename(target, target.with_suffix(OLD))
         os.rename(scratch, target)
         flush(place)
     except OSError as error:
@@ -80,12 +84,17 @@ def save(out: Path, checkpoint: Checkpoint, phase: int, step: int) -> Path:
     return target
 
 
+def last(out: Path) -> Path | None:
+    """Return where the newest complete checkpoint of a run lies, or None."""
+    found = [path for path in folder(out).glob("phase_*") if path.is_dir() and path.suffix in ("", OLD)]
+    return max(found, key=lambda path: (path.stem, path.suffix != OLD), default=None)
+
+
 def newest(out: Path) -> Checkpoint | None:
     """Return the newest complete checkpoint of a run, or None. Raises InputError when it is damaged."""
-    found = sorted(path for path in folder(out).glob("phase_*") if path.is_dir() and path.suffix != ".tmp")
-    if not found:
+    path = last(out)
+    if path is None:
         return None
-    path = found[-1]
     try:
         facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
         for name, expected in facts["sha256"].items():

@@ -78,7 +78,7 @@ def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split
     """Return whether `out` holds an intact, finished bundle of this very run, behind the same index and reranker."""
     from dexml.errors import InputError
     from dexml.manifest import verify
-    from training.run import fingerprint
+    from training.identity import fingerprint
 
     try:
         _, manifest = verify(config.out)
@@ -122,7 +122,8 @@ def _train_phases(
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         if state is not None:
             if not run.knows(state):
-                raise InputError(f"--resume: {checkpoint.folder(config.out)} was made with another config or other data")
+                made = checkpoint.folder(config.out)
+                raise InputError(f"--resume: {made} was made with another config or other data: {run.difference(state)}")
             run.resume(state)
             state = None
             console.print(f"resumed at step {run.step} of {run.steps}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from dexml.model import DualEncoder
 from dexml.types import Int64Array, LabelTable, Positives, Split
 from training import checkpoint
 from training.config import Config
+from training.faults import not_finite
+from training.identity import describe, difference, fingerprint
 from training.negatives import within
 from training.steps import make_step, optimizer
 
@@ -65,13 +66,23 @@ class Run:
     they are not pushed away from every query, and a label that comes later is their equal.
     """
 
-    def __init__(self, config: Config, labels: LabelTable, train: Split, validation: Split | None, phase: int = 1) -> None:
+    def __init__(
+        self,
+        config: Config,
+        labels: LabelTable,
+        train: Split,
+        validation: Split | None,
+        phase: int = 1,
+        numbers: Int64Array | None = None,
+    ) -> None:
+        """`numbers` (N) are the rows of `train` in the split they were taken from, for messages; counted from 0 by default."""
         torch.manual_seed(config.seed)
         self.config = config
         self.phase = phase
         self.labels = labels
         self.validation = validation
         self.train = train
+        self.numbers = np.arange(len(train), dtype=np.int64) if numbers is None else numbers
         if len(self.train.positives.indices) == 0:
             raise InputError("data: no training row has a label")
         self.seen = np.flatnonzero(self.train.positives.counts()).astype(np.int64)  # label numbers that are trained
@@ -98,6 +109,7 @@ class Run:
         self.optimizer = optimizer(self.method, config)
         self._precision: tuple[float, float, float] | None = None
         self.fingerprint = fingerprint(config, labels, train, validation)
+        self.about = describe(config, labels, train, validation)
 
     def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end and return True; or finish the step during which `interrupted` turned true, leave a checkpoint
@@ -157,6 +169,7 @@ class Run:
                 "batches": self.batches.state_dict(),
                 "precision": self._precision,
                 "fingerprint": self.fingerprint,
+                "about": self.about,
             },
             self.method.state(),
         )
@@ -165,6 +178,10 @@ class Run:
     def knows(self, state: checkpoint.Checkpoint) -> bool:
         """Return whether a checkpoint was made by this very run: the same config, data and rows."""
         return bool(state.facts["fingerprint"] == self.fingerprint)
+
+    def difference(self, state: checkpoint.Checkpoint) -> str:
+        """Return in words what tells a checkpoint that is not known from this run."""
+        return difference(state.facts.get("about", {}), self.about)
 
     def resume(self, state: checkpoint.Checkpoint) -> None:
         """Go on where a checkpoint was taken."""
@@ -192,15 +209,21 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         value = self.method.backward(rows)
         if not np.isfinite(value):
-            raise InputError(f"training: the loss of step {self.step + 1} is {value}; lower training.rate_scale")
+            raise self._not_finite("loss", value, rows)
         trained = self.method.trained.values()
         norm = float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+        if not np.isfinite(norm):
+            raise self._not_finite("gradient norm", norm, rows)
         self.method.clip()
         factor = rate_factor(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * factor
         self.optimizer.step()
         return value, norm
+
+    def _not_finite(self, what: str, value: float, rows: Int64Array) -> InputError:
+        texts = [self.train.texts[row] for row in rows]
+        return not_finite(what, value, self.step + 1, self.numbers[rows], texts, self.config.out)
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
@@ -228,21 +251,3 @@ def rate_factor(step: int, steps: int, config: Config) -> float:
         return (step + 1) / warm
     final = config.training.final_rate
     return final + (1 - final) * max(0.0, (steps - step) / max(1, steps - warm))
-
-
-def fingerprint(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> str:
-    """Return a digest of everything that decides what a run learns: settings, texts, labels, versions and threads.
-
-    Where it is written, how often it is saved and what the answers go through afterwards do not.
-    """
-    digest = hashlib.sha256()
-    left_out = {"name": True, "out": True, "examples": True, "index": True, "rerank": True, "data": True}
-    digest.update(config.model_dump_json(exclude={**left_out, "training": {"checkpoint_seconds"}}).encode())
-    digest.update(f"{torch.__version__} {torch.get_num_threads()}".encode())
-    for split in [train, *([] if validation is None else [validation])]:
-        for text in split.texts:
-            digest.update(text.encode() + b"\0")
-        digest.update(split.positives.indptr.tobytes() + split.positives.indices.tobytes())
-    for label, text in zip(labels.ids, labels.texts, strict=True):
-        digest.update(f"{label}\0{text}\0".encode())
-    return digest.hexdigest()
