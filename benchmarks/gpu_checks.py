@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,18 +58,22 @@ def first_configuration() -> Iterator[None]:
             kernel.cache.clear()
 
 
-def run_checks(device: str) -> list[Check]:
-    """Return name, error, tolerance and verdict of every check; an exception is a verdict too."""
-    found: list[Check] = []
+def run_checks(device: str, found: list[Check]) -> None:
+    """Add name, error, tolerance and verdict of every check to `found`, and print each; an exception is a verdict too."""
+    everything = list(checks(device))
     with first_configuration():
-        for name, tolerance, call in checks(device):
+        for number, (name, tolerance, call) in enumerate(everything, 1):
+            start = time.perf_counter()
+            value: float | str
             try:
                 value = call()
-                found.append({"check": name, "error": value, "tolerance": tolerance, "passed": value <= tolerance})
+                passed = value <= tolerance
             except Exception as problem:  # a kernel that does not run is what this is here to find
-                message = f"{type(problem).__name__}: {problem}"[:500]
-                found.append({"check": name, "error": message, "tolerance": tolerance, "passed": False})
-    return found
+                value, passed = f"{type(problem).__name__}: {problem}"[:500], False
+            found.append({"check": name, "error": value, "tolerance": tolerance, "passed": passed})
+            verdict = "ok" if passed else f"WRONG: {value} (allowed {tolerance})"
+            took = time.perf_counter() - start
+            print(f"check {number:2} of {len(everything)}  {name:60} {verdict}  {took:.1f} s", flush=True)
 
 
 def checks(device: str) -> Iterator[tuple[str, float, Callable[[], float]]]:
@@ -127,7 +132,7 @@ def _searches(device: str) -> Iterator[tuple[str, float, Callable[[], float]]]:
 
 
 def _row_sums(device: str) -> Iterator[tuple[str, float, Callable[[], float]]]:
-    from dexml.kernels import KERNELS, triton_losses
+    from dexml.kernels import KERNELS
 
     kernels, reference = KERNELS["triton"](), ReferenceKernels()
     batch, count, dimension = 9, 333, 36
@@ -157,20 +162,18 @@ def _row_sums(device: str) -> Iterator[tuple[str, float, Callable[[], float]]]:
 
     yield "negative_lse, value and gradients", 1e-5, negative_lse
     yield "topk_threshold, value and gradients", 1e-5, threshold
-    losses: dict[str, Callable[..., Tensor]] = {
-        "decoupled_softmax": triton_losses.decoupled_softmax,
-        "softmax": triton_losses.softmax_loss,
-        "soft_topk": triton_losses.soft_topk,
-        "bce": triton_losses.binary_cross_entropy,
-    }
 
     def loss(name: str, products: str) -> float:
+        """Compare a loss as training calls it, which must have chosen Triton for float32 and the whole matrix for float64."""
         single, double = inputs()
-        found = losses[name](single[0], single[1], positives, T, products=products)
-        whole: Any = LOSSES[name]
-        return worst(found, whole(temperature=T)(double[0], double[1], positives), single, double)
+        made: Any = LOSSES[name]
+        loss = made(temperature=T, products=products)
+        served = loss.serving(*single), loss.serving(*double)
+        if served != ("triton", "reference"):
+            raise RuntimeError(f"float32 and float64 losses are served by {served}, not by triton and the reference")
+        return worst(loss(*single, positives), loss(*double, positives), single, double)
 
-    for name in losses:
+    for name in LOSSES:
         for products, tolerance in (("float32", 1e-5), ("bfloat16", 0.02)):
             call = (lambda n, p: lambda: loss(n, p))(name, products)
-            yield f"{name}, {products}, value and gradients", tolerance, call
+            yield f"loss {name}, {products} products, value and gradients", tolerance, call

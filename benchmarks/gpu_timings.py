@@ -1,9 +1,12 @@
-"""The timings of `make gpu`: medians of CUDA events after a warm-up, beside torch on the same card in the same run."""
+"""The timings of `make gpu`: medians of CUDA events after a warm-up, beside torch on the same card in the same run.
+
+Each section yields a row as soon as it is measured, so that what a time limit cuts off is the end of the section alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dexml.kernels import KERNELS, triton_losses
+from dexml.kernels import KERNELS
 from dexml.losses import LOSSES
 from dexml.types import Positives
 
@@ -52,8 +55,14 @@ def positives(batch: int, count: int, each: int = 20) -> Positives:
     return Positives.from_rows([row.tolist() for row in drawn], count)
 
 
-def rates() -> dict[str, float]:
-    """Return this card's measured bfloat16 matrix rate and its best memory bandwidth, copying (both ways) or reading."""
+def loss_named(name: str, backend: str = "auto") -> Any:
+    """Return a loss as training makes it, with bfloat16 products."""
+    made: Any = LOSSES[name]
+    return made(temperature=T, products="bfloat16", backend=backend)
+
+
+def rates() -> Iterator[dict[str, float]]:
+    """Yield this card's measured bfloat16 matrix rate and its best memory bandwidth, copying (both ways) or reading."""
     left, right = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
     product = 2 * 8192**3 / median_ms(lambda: left @ right) / 1e9
     source = torch.randn(1 << 30, device="cuda")
@@ -61,18 +70,20 @@ def rates() -> dict[str, float]:
     size = source.numel() * 4
     copied = 2 * size / median_ms(lambda: target.copy_(source)) / 1e6
     read = size / median_ms(lambda: source.sum()) / 1e6
-    return {"bfloat16_tflops": product, "copy_gbs": copied, "read_gbs": read, "bandwidth_gbs": max(copied, read)}
+    yield {"bfloat16_tflops": product, "copy_gbs": copied, "read_gbs": read, "bandwidth_gbs": max(copied, read)}
 
 
-def decoupled_target(rates: dict[str, float]) -> Row:
-    """Return time, memory and share of the matrix rate at B=3,000, L=1,305,265, D=768: three useful products."""
+def decoupled_target(rates: dict[str, float]) -> Iterator[Row]:
+    """Yield time, memory and share of the matrix rate at B=3,000, L=1,305,265, D=768: three useful products."""
     batch, count, dimension = 3000, 1_305_265, 768
     queries, labels = rows(batch, dimension, 0).requires_grad_(), rows(count, dimension, 1).requires_grad_()
     given = positives(batch, count)
     inputs = torch.cuda.memory_allocated()
+    loss = loss_named("decoupled_softmax")
 
     def forward() -> Tensor:
-        return triton_losses.decoupled_softmax(queries, labels, given, T)
+        value: Tensor = loss(queries, labels, given)
+        return value
 
     def both() -> None:
         torch.autograd.grad(forward(), (queries, labels))
@@ -100,8 +111,9 @@ def decoupled_target(rates: dict[str, float]) -> Row:
         "of_queries": median_ms(lambda: weights @ slab) * scale,
         "of_labels": median_ms(lambda: weights.T @ left) * scale,
     }
-    return {
+    yield {
         "what": f"{batch} × {count} × {dimension}",
+        "backend": loss.serving(queries, labels),
         "ms": both_ms,
         "value_only_ms": value_only,
         "forward_ms": before.elapsed_time(after),
@@ -113,24 +125,24 @@ def decoupled_target(rates: dict[str, float]) -> Row:
     }
 
 
-def scans(rates: dict[str, float]) -> list[Row]:
-    """Return `scan` beside torch's matrix product, topk and logsumexp in float32, by number of labels, copy and queries."""
-    kernels, found = KERNELS["triton"](), []
-    for count, dimension in ((1_305_265, 768), (1_000_000, 384)):
+def scans(rates: dict[str, float]) -> Iterator[Row]:
+    """Yield `scan` beside torch's matrix product, topk and logsumexp in float32; the shapes with a target come first."""
+    few, many = (1, 4, 32), (256,)
+    kernels = KERNELS["triton"]()
+    for count, dimension, batches in ((1_305_265, 768, few), (1_000_000, 384, few + many), (1_305_265, 768, many)):
         labels = rows(count, dimension, 0)
-        for copy in ("none", "int16"):
+        for copy in ("int16", "none"):
             prepared = kernels.prepare(labels, copy)
             size = count * dimension * (2 if copy == "int16" else 4)
-            for batch in (1, 4, 32, 256):
+            for batch in batches:
                 queries = rows(batch, dimension, 1)
-                found.append(_scan(kernels, queries, labels, prepared, f"{batch} × {count} × {dimension}, {copy}"))
-                achieved = size / found[-1]["ms"] / 1e6
+                found = _scan(kernels, queries, labels, prepared, f"{batch} × {count} × {dimension}, {copy}")
+                achieved = size / found["ms"] / 1e6
                 share = achieved / rates["bandwidth_gbs"]
-                found[-1] |= {"batch": batch, "achieved_gbs": achieved, "share_of_bandwidth": share}
+                yield found | {"batch": batch, "achieved_gbs": achieved, "share_of_bandwidth": share}
             del prepared
         del labels
         torch.cuda.empty_cache()
-    return found
 
 
 def _scan(kernels: Any, queries: Tensor, labels: Tensor, prepared: Any, what: str) -> Row:
@@ -151,26 +163,20 @@ def _scan(kernels: Any, queries: Tensor, labels: Tensor, prepared: Any, what: st
     return {"what": what, "ms": ours, "torch_ms": theirs, "ratio": theirs / ours, "wrong_ids": wrong, "note": note}
 
 
-def losses() -> list[Row]:
-    """Return the fused losses beside the whole score matrix in torch, bfloat16 operands, forward and backward."""
-    fused: dict[str, Callable[..., Tensor]] = {
-        "decoupled_softmax": triton_losses.decoupled_softmax,
-        "softmax": triton_losses.softmax_loss,
-        "soft_topk": triton_losses.soft_topk,
-        "bce": triton_losses.binary_cross_entropy,
-    }
+def losses() -> Iterator[Row]:
+    """Yield the fused losses beside the whole score matrix in torch, bfloat16 operands, forward and backward."""
     queries, labels = rows(3000, 768, 0).requires_grad_(), rows(131_072, 768, 1).requires_grad_()
     given = positives(3000, 131_072)
-    return [_loss(name, fused[name], queries, labels, given) for name in fused]
+    for name in LOSSES:
+        yield _loss(name, queries, labels, given)
 
 
-def _loss(name: str, loss: Callable[..., Tensor], queries: Tensor, labels: Tensor, given: Positives) -> Row:
+def _loss(name: str, queries: Tensor, labels: Tensor, given: Positives) -> Row:
     values = {"ours": 0.0, "theirs": 0.0}
-    naive: Any = LOSSES[name]
-    whole = naive(temperature=T, products="bfloat16")
+    fused, whole = loss_named(name), loss_named(name, "reference")
 
     def ours() -> None:
-        value = loss(queries, labels, given, T)
+        value = fused(queries, labels, given)
         torch.autograd.grad(value, (queries, labels))
         values["ours"] = float(value)
 
@@ -204,8 +210,8 @@ def _peak(call: Callable[[], Any]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
-def rescore() -> list[Row]:
-    """Return `rescore` of 64 × 500 candidates beside torch's gather, einsum, softmax and sort."""
+def rescore() -> Iterator[Row]:
+    """Yield `rescore` of 64 × 500 candidates beside torch's gather, einsum, softmax and sort."""
     kernels, labels, queries = KERNELS["triton"](), rows(1_000_000, 384, 0), rows(64, 384, 1)
     prepared = kernels.prepare(labels, "none")
     ids = torch.randint(0, len(labels), (64, 500), device="cuda", generator=torch.Generator("cuda").manual_seed(2))
@@ -215,16 +221,15 @@ def rescore() -> list[Row]:
         return torch.softmax(scores / T, 1), torch.sort(scores, dim=1, descending=True)
 
     ours, theirs = median_ms(lambda: kernels.rescore(queries, prepared, ids, T)), median_ms(naive)
-    return [{"what": "64 × 500 of 1,000,000 × 384", "ms": ours, "torch_ms": theirs, "ratio": theirs / ours}]
+    yield {"what": "64 × 500 of 1,000,000 × 384", "ms": ours, "torch_ms": theirs, "ratio": theirs / ours}
 
 
-def softmax(rates: dict[str, float]) -> list[Row]:
-    """Return two-pass `softmax` beside torch.softmax on 64M floats; it reads them twice and writes them once."""
-    kernels, found = KERNELS["triton"](), []
+def softmax(rates: dict[str, float]) -> Iterator[Row]:
+    """Yield two-pass `softmax` beside torch.softmax on 64M floats; it reads them twice and writes them once."""
+    kernels = KERNELS["triton"]()
     for shape in ((1, 1 << 26), (512, 131_072), (65_536, 1024)):
         scores = 10 * torch.randn(shape, device="cuda")
         ours, theirs = median_ms(partial(kernels.softmax, scores)), median_ms(partial(torch.softmax, scores, -1))
         share = 3 * 4 * math.prod(shape) / ours / 1e6 / rates["bandwidth_gbs"]
         row = {"what": f"{shape[0]} × {shape[1]}", "ms": ours, "torch_ms": theirs, "ratio": theirs / ours}
-        found.append(row | {"share_of_bandwidth": share, "note": f"{100 * share:.0f}% of the bandwidth"})
-    return found
+        yield row | {"share_of_bandwidth": share, "note": f"{100 * share:.0f}% of the bandwidth"}
