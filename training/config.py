@@ -53,6 +53,10 @@ class TrainingSection(Section):
     final_rate: Annotated[float, Ge(0), Le(1)] = 0.02
     free_vectors: bool = True
     checkpoint_seconds: Annotated[float, Gt(0)] = 120.0
+    memory_gib: Annotated[float, Gt(0)] | Auto = "auto"
+    """What the process may take, "auto" for what the machine has; a forecast before the first step refuses more."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | Auto = "auto"
+    """Who is told of every step; "auto" is TensorBoard where it is installed."""
 
 
 class FinetuneSection(Section):

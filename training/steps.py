@@ -29,6 +29,7 @@ class Step(ABC):
 
     trained: dict[str, nn.Parameter]
     """Every parameter that the optimizer moves and a checkpoint keeps, by name."""
+    loss: Loss
     scored: int
     """How many labels the last step scored for each query."""
 
@@ -164,13 +165,24 @@ class GradientCached(Step):
             queries, labels = tower(Features(of_queries, query_bags), Features(of_labels, bags), numbers)
             return self.loss(queries, labels, positives)
 
-        loss = cached_backward([self.queries.chunks(rows), chunks], self._encode, head, self.device)
+        loss = cached_backward([self.queries.chunks(rows), chunks], self.encode, head, self.device)
         self.scored = positives.num_labels
         return float(loss)
 
     def clip(self) -> None:
         """Clip the encoder's gradient to the norm `clip`; the tower's is left alone."""
         nn.utils.clip_grad_norm_(self.own, self.tuned.clip)
+
+    def encode(self, chunk: Chunk) -> Tensor:
+        """Return the rows (n, M) of a chunk of texts, in the precision of training."""
+        # Entered anew for every chunk: autocast keeps the weights it has cast, those without a gradient too.
+        with self.accelerator.autocast():
+            return self.network.rows(chunk.tokens)
+
+    def use_chunk(self, tokens: int) -> None:
+        """Encode at most `tokens` tokens at a time from now on."""
+        self.queries.budget = self.labels.budget = tokens
+        self.all_labels = self.labels.chunks(np.arange(len(self.labels)))
 
     def columns(self, rows: Int64Array) -> Int64Array | None:
         """Return the labels that this step scores, ascending, or None for all; a function of the seed and the step's number."""
@@ -187,12 +199,12 @@ class GradientCached(Step):
         """Return the `depth` best wrong labels of every training row (N, depth), by the model as it is now."""
         self.network.module.eval()
         tower = self.model.tower.eval()
-        labels = tower.labels(Features(rows_of(self.all_labels, self._encode, self.device), self.label_bags), trained=True)
+        labels = tower.labels(Features(rows_of(self.all_labels, self.encode, self.device), self.label_bags), trained=True)
 
         def blocks() -> Iterator[Tensor]:
             for start in range(0, len(self.queries), BLOCK):
                 rows = np.arange(start, min(start + BLOCK, len(self.queries)))
-                dense = rows_of(self.queries.chunks(rows), self._encode, self.device)
+                dense = rows_of(self.queries.chunks(rows), self.encode, self.device)
                 yield tower.queries(Features(dense, self._query_bags(rows)))
 
         return negatives.mine(blocks(), labels, self.barred, self.tuned.depth)
@@ -214,12 +226,15 @@ class GradientCached(Step):
         return [*tower_groups(self.model, self.config), *own]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the mined labels, and a GPU's random state."""
-        kept = {"mined": torch.from_numpy(self.mined)} if self.mined.size else {}
+        """Return the chunk, whose size decides what dropout draws, the mined labels, and a GPU's random state."""
+        kept = {"chunk": torch.tensor(self.labels.budget)}
+        if self.mined.size:
+            kept["mined"] = torch.from_numpy(self.mined)
         return {**kept, "cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else kept
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put them back."""
+        self.use_chunk(int(state["chunk"]))
         if "mined" in state:
             self.mined = state["mined"].numpy()
         if "cuda" in state and self.device.type == "cuda":
@@ -231,13 +246,8 @@ class GradientCached(Step):
         against = {"all": "all labels", "in-batch": "the batch's positives", "mined": "mined and in-batch negatives"}
         return (
             f"fine-tuning ({self.tuned.train}) {own:,} of the encoder's {whole:,} parameters ({100 * own / whole:.2g}%) "
-            f"against {against[self.tuned.negatives]}, {self.tuned.chunk:,} tokens at a time, {self.where}"
+            f"against {against[self.tuned.negatives]}, {self.labels.budget:,} tokens at a time, {self.where}"
         )
-
-    def _encode(self, chunk: Chunk) -> Tensor:
-        # Entered anew for every chunk: autocast keeps the weights it has cast, those without a gradient too.
-        with self.accelerator.autocast():
-            return self.network.rows(chunk.tokens)
 
     def _query_bags(self, rows: Int64Array) -> Bag | None:
         return None if self.query_bags is None else self.query_bags.take(torch.from_numpy(rows)).to(self.device)
