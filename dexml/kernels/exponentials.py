@@ -168,14 +168,18 @@ class _Power:
         return power, n
 
 
+def _turned(lanes: int) -> Any:
+    """Return the shuffle that turns a vector by `lanes`."""
+    return ir.Constant(_VI, [(lane + lanes) % LANES for lane in range(LANES)])
+
+
 def _total(builder: Any, sums: Values) -> Any:
     """Return the sum of four vectors as a float64."""
     pairs = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
     wide = builder.fpext(pairs, ir.VectorType(_F64, LANES))
-    total = builder.extract_element(wide, ir.Constant(_I32, 0))
-    for lane in range(1, LANES):
-        total = builder.fadd(total, builder.extract_element(wide, ir.Constant(_I32, lane)))
-    return total
+    for half in (8, 4, 2, 1):
+        wide = builder.fadd(wide, builder.shuffle_vector(wide, wide, _turned(half)))
+    return builder.extract_element(wide, ir.Constant(_I32, 0))
 
 
 def _top(builder: Any, tops: Values) -> Any:
@@ -184,8 +188,7 @@ def _top(builder: Any, tops: Values) -> Any:
     for other in tops[1:]:
         best = _larger(builder, other, best)
     for half in (8, 4, 2, 1):
-        mask = ir.Constant(_VI, [(lane + half) % LANES for lane in range(LANES)])
-        best = _larger(builder, builder.shuffle_vector(best, best, mask), best)
+        best = _larger(builder, builder.shuffle_vector(best, best, _turned(half)), best)
     return builder.extract_element(best, ir.Constant(_I32, 0))
 
 

@@ -1,11 +1,11 @@
-"""Softmax over rows on the CPU: two passes over memory where a row is larger than a cache, three where it is not.
+"""Softmax over rows on the CPU: two passes over memory where scores and result exceed the cache, three where they fit.
 
 **Two passes** (Dukhan and Ablavatski, 2020). The sum of a row is a pair total·2^exponent, so that no maximum need be known:
 one pass sums, one pass writes quotients. Scores are summed block by block under the exponent of the largest so far; a block
 that rises far above it is summed again under its own.
-**Three passes**. The maximum, then 2^(w − exponent) written to a buffer and summed, then multiples of it: two thirds of the
-arithmetic, for rows that stay in a core's cache between passes. `recomputed` is the form without a buffer, which is the
-better of the two out of cache; it is here to be measured against.
+**Three passes**. The maximum, then 2^(w − exponent) written and summed, then multiples of it: half of the exponentials, where
+scores and result stay in the cache. The form that computes the powers again (RECOMPUTED) moves less memory out of cache; it
+is here to be measured against.
 
 Scores of which |s/τ| passes 180,000 have too little fraction left in s·log₂e/τ. There the float32 difference to the largest
 score is exact wherever the answer is not 0 (Sterbenz), so that those rows are shifted by their largest score.
@@ -44,13 +44,14 @@ LIFT = 32.0  # three passes keep 2^(w − exponent + 32), so that what is a norm
 ALONE = 1 << 15  # scores for which waking a second thread costs more than it gains
 HUGE = 1 << 20  # scores from which a result is worth huge pages
 BUFFER = 1 << 20  # scores up to which a row's powers have a buffer
+SHORT = 2048  # scores in a row below which three passes win in any case: the row stays in the first cache
 TWO, THREE, RECOMPUTED = range(3)
 TEMPERATURES = (1e-30, 1e30)  # between which log₂e/τ is two normal float32
 _LOG2E = 1.4426950408889634
 
 # None: what this machine's caches suggest. Both may be set, and are read at each call.
-CROSSOVER: int | None = None  # scores in a row, or in one thread's part of it, from which on two passes are used
-STREAMING: int | None = None  # scores in a result from which on it is stored past the caches
+CROSSOVER: int | None = None  # scores of a call, all rows, from which on two passes are used
+STREAMING: int | None = None  # scores of a call from which on its result is stored past the caches
 
 
 @cache
@@ -67,12 +68,16 @@ def cache_bytes(level: int) -> int:
 
 
 def crossover() -> int:
-    """Return the scores in one thread's part of a row from which on two passes are used."""
-    return CROSSOVER if CROSSOVER is not None else cache_bytes(2) // 4
+    """Return the scores of a call from which on two passes are used: they and their result fill half of the last cache.
+
+    Below, three passes are 1.2 times as fast. Above, two are 1.3 to 1.5 times as fast, however short the rows (down to
+    SHORT): the pass for the maximum waits for memory and computes next to nothing.
+    """
+    return CROSSOVER if CROSSOVER is not None else cache_bytes(3) // 16
 
 
 def streaming() -> int:
-    """Return the scores in a result from which on it is stored past the caches: what no cache would keep anyway."""
+    """Return the scores of a call from which on its result is stored past the caches: it alone would fill the last one."""
     return STREAMING if STREAMING is not None else cache_bytes(3) // 4
 
 
@@ -311,29 +316,29 @@ def split_row(kernel: int, x: int, out: int, width: int, scale: float, stream: b
 def compute(scores: Tensor, out: Tensor, temperature: float, threads: int, kernel: int | None = None) -> None:
     """Write the softmax of float32 `scores` (B, N), rows contiguous, to a contiguous float32 `out` (B, N) of its own.
 
-    `kernel` is TWO, THREE or RECOMPUTED; by default THREE for rows (or parts of them) shorter than `crossover()`, else TWO.
+    `kernel` is TWO, THREE or RECOMPUTED; by default TWO from `crossover()` scores on in rows of SHORT or more, else THREE.
     `threads` is what numba has been set to; the caller holds the lock under which numba runs. A temperature outside
     TEMPERATURES is a caller's error.
     """
     count, width = scores.shape
-    stream = scores.numel() >= streaming()
+    size = count * width
+    stream = size >= streaming()
+    if kernel is None:
+        kernel = TWO if width >= SHORT and size >= crossover() else THREE
     scale = _LOG2E / temperature
     x, x_step, y = scores.data_ptr(), 4 * scores.stride(0), out.data_ptr()
 
-    def pick(length: int) -> int:
-        return kernel if kernel is not None else TWO if length >= crossover() else THREE
-
-    if threads == 1 or scores.numel() < ALONE:
-        rows(pick(width), x, x_step, y, 0, count, width, scale, stream)
+    if threads == 1 or size < ALONE:
+        rows(kernel, x, x_step, y, 0, count, width, scale, stream)
         return
     # A long row that no thread would be left for is shared.
     shared = count % threads if width >= ALONE and count < 8 * threads else 0
     whole = count - shared
     if whole:
-        rows_in_parallel(pick(width), x, x_step, y, whole, width, scale, stream, min(whole, 4 * threads))
+        rows_in_parallel(kernel, x, x_step, y, whole, width, scale, stream, min(whole, 4 * threads))
     for row in range(whole, count):
         place = 4 * row * width
-        split_row(pick(-(-width // threads)), x + row * x_step, y + place, width, scale, stream, threads)
+        split_row(kernel, x + row * x_step, y + place, width, scale, stream, threads)
 
 
 def softmax(scores: Tensor, temperature: float, threads: int) -> Tensor:

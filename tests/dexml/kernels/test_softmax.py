@@ -176,10 +176,11 @@ def test_equal_scores_divide_evenly_and_a_shift_changes_nothing(kernel):
         assert np.allclose(computed(scores + np.float32(shift), 1.0, kernel), plain, rtol=1e-6, atol=0)
 
 
-def test_kernels_are_picked_by_the_length_of_what_a_thread_has(monkeypatch):
+def test_the_kernel_is_picked_by_what_fits_the_cache_and_the_way_by_the_rows(monkeypatch):
     called = []
-    monkeypatch.setattr(numba_softmax, "ALONE", 100)
-    monkeypatch.setattr(numba_softmax, "CROSSOVER", 64)
+    monkeypatch.setattr(numba_softmax, "ALONE", 1000)
+    monkeypatch.setattr(numba_softmax, "SHORT", 100)
+    monkeypatch.setattr(numba_softmax, "CROSSOVER", 5000)
     monkeypatch.setattr(numba_softmax, "rows", lambda kernel, *_: called.append(("alone", kernel)))
     monkeypatch.setattr(numba_softmax, "rows_in_parallel", lambda kernel, *_: called.append(("rows", kernel)))
     monkeypatch.setattr(numba_softmax, "split_row", lambda kernel, *_: called.append(("split", kernel)))
@@ -189,15 +190,22 @@ def test_kernels_are_picked_by_the_length_of_what_a_thread_has(monkeypatch):
         numba_softmax.compute(torch.zeros(count, width), torch.zeros(count, width), 1.0, threads)
         return called
 
-    assert call(3, 20, 2) == [("alone", THREE)]
-    assert call(1, 99, 2) == [("alone", TWO)]
-    assert call(4, 63, 2) == [("rows", THREE)]
-    assert call(4, 64, 2) == [("rows", TWO)]
-    assert call(1, 127, 2) == [("split", THREE)] or call(1, 127, 2) == [("split", TWO)]
-    assert call(1, 120, 2) == [("split", THREE)]
-    assert call(1, 128, 2) == [("split", TWO)]
-    assert call(5, 120, 2) == [("rows", TWO), ("split", THREE)]
-    assert call(5, 120, 1) == [("alone", TWO)]
+    assert call(9, 111, 2) == [("alone", THREE)]
+    assert call(10, 499, 2) == [("rows", THREE)]
+    assert call(10, 500, 2) == [("rows", TWO)]
+    assert call(100, 99, 2) == [("rows", THREE)]
+    assert call(1, 4999, 2) == [("split", THREE)]
+    assert call(1, 5000, 2) == [("split", TWO)]
+    assert call(5, 2000, 2) == [("rows", TWO), ("split", TWO)]
+    assert call(5, 999, 2) == [("rows", THREE)]
+    assert call(5, 2000, 1) == [("alone", TWO)]
+
+
+@pytest.mark.parametrize("crossover", [1, 1 << 60])
+def test_both_sides_of_the_crossover_agree(monkeypatch, crossover):
+    monkeypatch.setattr(numba_softmax, "CROSSOVER", crossover)
+    scores = 4 * torch.randn(3, 30_011, generator=torch.Generator().manual_seed(8))
+    agree(NumbaKernels().softmax(scores, 0.4).numpy(), scores.numpy(), 0.4)
 
 
 def test_the_crossovers_come_from_the_caches_unless_they_are_set(monkeypatch):
