@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -19,6 +21,11 @@ class Choice:
 
     name: str
     reason: str
+
+
+def cache_folder() -> Path:
+    """Return dexml's folder in the user's cache; what lies there can be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dexml"
 
 
 def fast_bfloat16() -> bool:

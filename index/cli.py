@@ -54,12 +54,35 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-def info(bundle: Path) -> None:
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--kernels", is_flag=True, help="Say which kernel backends serve this machine, and their measured crossovers.")
+@click.option("--measure", is_flag=True, help="With --kernels: measure the crossovers anew.")
+def info(bundle: Path | None, kernels: bool, measure: bool) -> None:
     """Say what is in BUNDLE and what this machine runs it with, as JSON; checks every file on the way."""
+    if measure and not kernels:
+        raise click.UsageError("--measure goes with --kernels")
+    if (bundle is None) != kernels:
+        raise click.UsageError("name a bundle, or ask for --kernels")
+    if kernels:
+        click.echo(json.dumps(_kernels(measure), indent=1))
+        return
     from index.retriever import Retriever
 
+    assert bundle is not None
     retriever = Retriever.open(bundle)
     click.echo(
         json.dumps({**retriever.describe(), "training": retriever.bundle.manifest.training.model_dump(mode="json")}, indent=1)
     )
+
+
+def _kernels(measure: bool) -> dict[str, object]:
+    from dexml.kernels import KERNELS, calibration
+    from dexml.types import Problem
+
+    problems = {device: Problem(device=device) for device in ("cpu", "cuda")}
+    backends = {
+        name: {device: KERNELS[name].unsupported(problem) or "ready" for device, problem in problems.items()}
+        for name in KERNELS
+    }
+    crossovers = calibration.measure() if measure else calibration.crossovers()
+    return {"backends": backends, "crossovers": crossovers.model_dump(), "kept_in": str(calibration.path())}

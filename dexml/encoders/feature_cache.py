@@ -11,10 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-def cache_folder() -> Path:
-    """Return dexml's folder in the user's cache; what lies there can be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dexml"
+from dexml.device import cache_folder
 
 
 def rows(key: str, compute: Callable[[], Tensor]) -> Tensor:

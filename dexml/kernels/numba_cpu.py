@@ -20,6 +20,7 @@ from torch import Tensor
 from dexml.errors import InputError
 from dexml.kernels import numba_rescore, numba_scan, numba_slabs, numba_softmax
 from dexml.kernels.base import Kernels, Prepared
+from dexml.kernels.calibration import Crossovers, crossovers, known
 from dexml.kernels.checks import (
     check_ids,
     check_k,
@@ -33,7 +34,6 @@ from dexml.kernels.instructions import LANES, has_int16_products
 from dexml.kernels.numba_finish import finish
 from dexml.kernels.reference import ReferenceKernels
 from dexml.kernels.rounding import (
-    SAMPLE,
     RoundedLabels,
     noise,
     pack,
@@ -48,12 +48,10 @@ from dexml.types import Float32Array, Positives, Problem, TopK
 log = logging.getLogger(__name__)
 
 SLAB = 256  # queries that share one pass
-SMALL = 8 * SAMPLE  # labels below which a copy does not pay
 TOLERANCE = 1e-4 / 4  # of the standard error of log_z, a quarter of what is promised
-BYTES_FROM = 1 << 25  # numbers of a label matrix that reading takes so long that an int8 copy pays
 BYTES_UP_TO = 8192  # dimension at which its int32 sums cannot overflow
-ROWS_UP_TO = 4  # queries for which a matrix-vector loop is fastest
-ALONE_UP_TO = 64  # queries for which torch's part of a pass runs on one thread
+VECTORS = 4  # queries of the matrix-vector loop
+SMALL = 4096  # labels that are never worth a copy, nor a measurement
 UNIFIED_UP_TO = 40  # the largest ‖x‖·max‖y‖/τ that float32 exponentials, squared too, can have taken off beforehand
 PRODUCT = 1 << 20  # scores of a float32 block
 
@@ -62,6 +60,7 @@ class NumbaKernels(Kernels):
     """Exact scans, rescoring and differentiable row sums on the CPU, in float32 or better."""
 
     def __init__(self) -> None:
+        self.tuned: Crossovers | None = None  # None: those of this machine
         self.scanned = 0  # rows answered from an int16 copy so far
         self.rescanned = 0  # of these, rows scanned again in float32 because their log-partition was in doubt
 
@@ -83,9 +82,7 @@ class NumbaKernels(Kernels):
             raise InputError(f"this CPU has no AVX-512 BW, which scanning an {copy} copy takes; ask for 'none' or 'auto'")
         longest = float(torch.linalg.vector_norm(rows, dim=1).max())
         if copy == "auto":
-            copy = "none" if not has_int16_products() or len(rows) < SMALL else "int16"
-            if copy == "int16" and rows.numel() >= BYTES_FROM:
-                copy = "int8"
+            copy = self._worth(rows)
         if copy == "none":
             return Prepared(rows, copy, {"longest": longest})
         copies = [round_labels(rows, longest)]
@@ -94,6 +91,14 @@ class NumbaKernels(Kernels):
         return Prepared(
             rows, copy, {"longest": longest, "copies": copies, "sample": take_sample(rows), "patience": _Patience()}
         )
+
+    def _worth(self, rows: Tensor) -> str:
+        if not has_int16_products() or len(rows) < SMALL:
+            return "none"
+        tuned = self.tuned or crossovers()
+        if rows.numel() < tuned.copy_from * 384:
+            return "none"
+        return "int8" if rows.numel() >= tuned.bytes_from else "int16"
 
     def scan(self, queries: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:
         """Return the exact top-k (B, k) of `queries @ labels.T` and log_z (B), within 1e-4 of float64.
@@ -133,6 +138,8 @@ class NumbaKernels(Kernels):
         check_temperature(temperature)
         if scores.dtype == torch.float64 or (scores.requires_grad and torch.is_grad_enabled()):
             return ReferenceKernels().softmax(scores, temperature)
+        if scores.numel() < numba_softmax.ALONE:
+            return numba_softmax.softmax(scores, temperature, 1)
         with ONE_AT_A_TIME:
             return numba_softmax.softmax(scores, temperature, _threads())
 
@@ -160,17 +167,17 @@ class NumbaKernels(Kernels):
 
     def _slab(self, rows: Tensor, prepared: Prepared, k: int, temperature: float) -> TopK:
         """Answer from the shortest copy; rows whose log-partition it leaves in doubt from the next, at last in float32."""
-        answer = None
+        answer, tuned = None, self.tuned or known()
         which = torch.arange(len(rows))
         for copy in prepared.private.get("copies", ()):
             short = copy.rows.itemsize == 1
-            if short and (len(rows) > ROWS_UP_TO or not prepared.private["patience"].ready()):
+            if short and (len(rows) > tuned.rows_up_to or not prepared.private["patience"].ready()):
                 continue
             with ONE_AT_A_TIME:
                 parts = _threads()
-                with _one_torch_thread() if ROWS_UP_TO < len(which) <= ALONE_UP_TO else nullcontext():
+                with _one_torch_thread() if tuned.rows_up_to < len(which) <= tuned.alone_up_to else nullcontext():
                     asked = rows if answer is None else rows[which]
-                    found, doubtful = _rounded_pass(asked, prepared, copy, k, temperature, parts)
+                    found, doubtful = _rounded_pass(asked, prepared, copy, k, temperature, parts, tuned)
             answer = _into(answer, found, which)
             which = which[doubtful]
             if short:
@@ -236,12 +243,18 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _call(
-    rows: Float32Array, norms: npt.NDArray[np.float64], prepared: Prepared, k: int, temperature: float, error: Float32Array
+    rows: Float32Array,
+    norms: npt.NDArray[np.float64],
+    prepared: Prepared,
+    k: int,
+    temperature: float,
+    error: Float32Array,
+    block: int,
 ) -> tuple[numba_scan.Call, Float32Array | None]:
     """Return what a pass is asked, and the unified maximum (B) where ‖x‖·max‖y‖/τ leaves float32 room on both sides."""
     bound = norms * (prepared.private["longest"] * 1.01 / temperature)
     unified = bool(len(bound) == 0 or bound.max() <= UNIFIED_UP_TO)
-    call = numba_scan.Call(rows, prepared.labels.numpy(), error, min(k, len(prepared)), float(1 / temperature), unified)
+    call = numba_scan.Call(rows, prepared.labels.numpy(), error, min(k, len(prepared)), float(1 / temperature), block, unified)
     return call, bound.astype(np.float32) if unified else None
 
 
@@ -269,7 +282,7 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
     # The rounding of a float32 product of any summation order: D·2^-24 relative to ‖x‖‖y‖, doubled for safety.
     norms = torch.linalg.vector_norm(rows.double(), dim=1).numpy()
     error = (norms * (prepared.private["longest"] * (width + 8) * 2.0**-23) + 1e-37).astype(np.float32)
-    call, top = _call(rows.numpy(), norms, prepared, k, temperature, error)
+    call, top = _call(rows.numpy(), norms, prepared, k, temperature, error, 0)
     state = numba_scan.new_state(1, batch, max(512, 4 * k), top)
     step = max(1024, PRODUCT // batch // LANES * LANES)
     buffer = torch.empty(batch * step)
@@ -288,14 +301,14 @@ def _exact_pass(rows: Tensor, prepared: Prepared, k: int, temperature: float) ->
 
 
 def _rounded_pass(
-    rows: Tensor, prepared: Prepared, labels: RoundedLabels, k: int, temperature: float, parts: int
+    rows: Tensor, prepared: Prepared, labels: RoundedLabels, k: int, temperature: float, parts: int, tuned: Crossovers
 ) -> tuple[TopK, Tensor]:
     """Scan an int16 or int8 copy; return the answer and the numbers of the rows whose log-partition is in doubt."""
     batch, sample = len(rows), prepared.private["sample"]
     queries = round_queries(rows.numpy())
     error = score_error(queries, labels)
-    call, top = _call(queries.both[:batch], queries.norms, prepared, k, temperature, error)
-    few = batch <= ROWS_UP_TO
+    call, top = _call(queries.both[:batch], queries.norms, prepared, k, temperature, error, tuned.block)
+    few = batch <= tuned.rows_up_to
     if few:
         products = np.empty((2 * batch, len(sample.rows)), np.float32)
         numba_scan.few_products(queries.both, sample.rows.numpy(), products)
@@ -304,11 +317,11 @@ def _rounded_pass(
     bars = np.empty(batch, np.float32)
     numba_scan.first_bars(call, products, sample.count, bars)
     state = numba_scan.new_state(parts, batch, max(512, 4 * k) * 2 // labels.rows.itemsize, top, bars)
-    lanes = ROWS_UP_TO if few else 16 if batch <= 16 else 32
+    lanes = VECTORS if few else 16 if batch <= tuned.narrow_up_to else 32
     units = np.zeros(-(-batch // lanes) * lanes, np.float32)
     units[:batch] = queries.units * np.float32(labels.unit)
     if few:
-        vectors = queries.near if batch == 1 else np.resize(queries.near, (ROWS_UP_TO, queries.near.shape[1]))
+        vectors = queries.near if batch == 1 else np.resize(queries.near, (VECTORS, queries.near.shape[1]))
         numba_scan.scan_rows(call, state, labels.rows, labels.steps, vectors, units)
     else:
         numba_scan.scan_tiles(call, state, labels.rows, pack(queries.near, lanes), units)

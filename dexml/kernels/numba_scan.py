@@ -27,7 +27,6 @@ from dexml.kernels.instructions import (
     tile_of_32,
 )
 
-BLOCK = 256  # labels whose scores are in cache at once
 AHEAD = 32  # rows that are asked for before their turn
 
 
@@ -52,6 +51,7 @@ class Call(NamedTuple):
     error: npt.NDArray[np.float32]
     k: int
     scale: float  # 1/τ
+    block: int  # labels whose scores are in cache at once, a multiple of 16
     unified: bool  # `top` bounds every s/τ beforehand and need not be raised
 
 
@@ -99,7 +99,8 @@ def few_products(left: Any, right: Any, out: Any) -> None:
     """Write float32 left (B, D) @ right (S, D).T into `out` (B, S): for a handful of rows, which torch multiplies slowly."""
     chunks = (len(right) + 63) // 64
     for chunk in prange(chunks):
-        for n in range(64 * np.int64(chunk), min(64 * np.int64(chunk) + 64, len(right))):
+        first = int(64 * np.int64(chunk))
+        for n in range(first, min(first + 64, len(right))):
             for b in range(len(left)):
                 total = np.float32(0)
                 for d in range(right.shape[1]):
@@ -259,13 +260,14 @@ def scan_tiles(call: Call, state: State, copy: Any, packed: Any, units: Any) -> 
     """Scan the int16 `copy` (L+, D+) with `packed` (G, D+/2, W, 2) queries of `units` (G·W); lanes run over queries."""
     parts, batch = state.counts.shape
     count, pairs, width = len(call.labels), packed.shape[1], packed.shape[2]
-    stride, blocks = 2 * copy.shape[1], (count + BLOCK - 1) // BLOCK
+    size, stride = call.block, 2 * copy.shape[1]
+    blocks = (count + size - 1) // size
     for part in prange(parts):
-        scores, work, flags = np.empty((BLOCK, width), np.float32), np.empty(80, np.float32), np.empty(BLOCK, np.uint16)
+        scores, work, flags = np.empty((size, width), np.float32), np.empty(80, np.float32), np.empty(size, np.uint16)
         out = scores.ctypes.data
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-            first = BLOCK * block
-            filled = min(BLOCK, count - first)
+            first = size * block
+            filled = min(size, count - first)
             for group in range(len(packed)):
                 queries = packed.ctypes.data + group * pairs * width * 4
                 unit = units.ctypes.data + group * width * 4
@@ -308,15 +310,16 @@ def scan_rows(call: Call, state: State, copy: Any, steps: Any, vectors: Any, uni
     """
     parts, batch = state.counts.shape
     count, stride, single = len(call.labels), copy.itemsize * copy.shape[1], len(vectors) == 1
-    blocks = (count + 4 * BLOCK - 1) // (4 * BLOCK)
+    size = 4 * call.block
+    blocks = (count + size - 1) // size
     for part in prange(parts):
-        scores = np.empty((len(vectors), 4 * BLOCK), np.float32)
-        work, flags = np.empty(80, np.float32), np.empty(BLOCK, np.uint16)
-        out, wide, pieces, base = scores.ctypes.data, 16 * BLOCK, copy.shape[1] // 32, vectors.ctypes.data
+        scores = np.empty((len(vectors), size), np.float32)
+        work, flags = np.empty(80, np.float32), np.empty(size // 16, np.uint16)
+        out, wide, pieces, base = scores.ctypes.data, 4 * size, copy.shape[1] // 32, vectors.ctypes.data
         unit = units.ctypes.data
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-            first = 4 * BLOCK * block
-            filled = min(4 * BLOCK, count - first)
+            first = size * block
+            filled = min(size, count - first)
             start = copy.ctypes.data + first * stride
             if copy.itemsize == 1:
                 for n in range(filled):

@@ -23,6 +23,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from dexml.kernels.calibration import known
 from dexml.kernels.exponentials import (
     REACH,
     largest,
@@ -49,7 +50,7 @@ TWO, THREE, RECOMPUTED = range(3)
 TEMPERATURES = (1e-30, 1e30)  # between which log₂e/τ is two normal float32
 _LOG2E = 1.4426950408889634
 
-# None: what this machine's caches suggest. Both may be set, and are read at each call.
+# None: what was measured on this machine, or what its caches suggest. Both may be set, and are read at each call.
 CROSSOVER: int | None = None  # scores of a call, all rows, from which on two passes are used
 STREAMING: int | None = None  # scores of a call from which on its result is stored past the caches
 
@@ -73,7 +74,7 @@ def crossover() -> int:
     Below, three passes are 1.2 times as fast. Above, two are 1.3 to 1.5 times as fast, however short the rows (down to
     SHORT): the pass for the maximum waits for memory and computes next to nothing.
     """
-    return CROSSOVER if CROSSOVER is not None else cache_bytes(3) // 16
+    return CROSSOVER if CROSSOVER is not None else known().softmax_two_passes_from or cache_bytes(3) // 16
 
 
 def streaming() -> int:
@@ -314,7 +315,7 @@ def split_row(kernel: int, x: int, out: int, width: int, scale: float, stream: b
 
 
 def compute(scores: Tensor, out: Tensor, temperature: float, threads: int, kernel: int | None = None) -> None:
-    """Write the softmax of float32 `scores` (B, N), rows contiguous, to a contiguous float32 `out` (B, N) of its own.
+    """Write the softmax of float32 `scores` (B, N), rows contiguous, to a contiguous float32 `out` as large.
 
     `kernel` is TWO, THREE or RECOMPUTED; by default TWO from `crossover()` scores on in rows of SHORT or more, else THREE.
     `threads` is what numba has been set to; the caller holds the lock under which numba runs. A temperature outside
@@ -327,7 +328,6 @@ def compute(scores: Tensor, out: Tensor, temperature: float, threads: int, kerne
         kernel = TWO if width >= SHORT and size >= crossover() else THREE
     scale = _LOG2E / temperature
     x, x_step, y = scores.data_ptr(), 4 * scores.stride(0), out.data_ptr()
-
     if threads == 1 or size < ALONE:
         rows(kernel, x, x_step, y, 0, count, width, scale, stream)
         return
@@ -351,25 +351,28 @@ def softmax(scores: Tensor, temperature: float, threads: int) -> Tensor:
         return torch.empty(shape)
     if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
         return _in_float64(scores, temperature)
-    flat = scores.detach().float().reshape(-1, shape[-1] if shape else 1)
+    flat = scores if scores.dtype == torch.float32 else scores.float()
+    if len(shape) != 2:
+        flat = flat.reshape(-1, shape[-1] if shape else 1)
     if flat.stride(1) != 1:
         flat = flat.contiguous()
-    out = _empty(flat.numel()).view(flat.shape)
+    out = _empty(shape)
     compute(flat, out, temperature, threads)
-    return out.view(shape)
+    return out
 
 
-def _empty(count: int) -> Tensor:
-    """Return `count` float32, not set, at an address that is a multiple of 64.
+def _empty(shape: torch.Size) -> Tensor:
+    """Return float32 of a shape, not set, at an address that is a multiple of 64.
 
     Large ones by numpy, which asks the system for huge pages: faulting 256 MB in by pages of 4 KiB takes longer than its
     softmax.
     """
+    count = shape.numel()
     if count < HUGE:
-        return torch.empty(count)
+        return torch.empty(shape)
     room = np.empty(count + LANES, np.float32)
     start = -room.ctypes.data // 4 % LANES
-    return torch.from_numpy(room[start : start + count])
+    return torch.from_numpy(room[start : start + count]).view(shape)
 
 
 def _in_float64(scores: Tensor, temperature: float) -> Tensor:

@@ -22,6 +22,7 @@ from numba import njit
 from torch import Tensor
 
 from dexml.kernels.instructions import LANES
+from dexml.types import Float32Array
 
 LABEL_LENGTH, QUERY_LENGTH = 2.0**14, 2.0**17
 LARGEST = 32766  # of one component
@@ -42,7 +43,7 @@ class Levers:
     e: npt.NDArray[np.float64]  # (D)
     ey: npt.NDArray[np.float64]  # (D, D)
 
-    def of(self, rows: npt.NDArray[np.float32], labels: int) -> npt.NDArray[np.float64]:
+    def of(self, rows: Float32Array, labels: int) -> npt.NDArray[np.float64]:
         """Return L, Σs, Σs², Σε and Σεs for each row (B, 5)."""
         x = rows.astype(np.float64)
         square, product = ((x @ matrix * x).sum(1) for matrix in (self.yy, self.ey))
@@ -55,7 +56,7 @@ class RoundedLabels:
 
     rows: npt.NDArray[np.int16] | npt.NDArray[np.int8]
     unit: float
-    steps: npt.NDArray[np.float32]  # (L) of an int8 copy, (0) of an int16 one
+    steps: Float32Array  # (L) of an int8 copy, (0) of an int16 one
     deviation: float  # of one number: the root of the mean of (y − ỹ)²
     worst: float  # the largest ‖y − ỹ‖
     longest: float  # the largest ‖y‖
@@ -79,8 +80,8 @@ class RoundedQueries:
     """
 
     near: npt.NDArray[np.int16]
-    units: npt.NDArray[np.float32]
-    both: npt.NDArray[np.float32]
+    units: Float32Array
+    both: Float32Array
     norms: npt.NDArray[np.float64]
     lost: npt.NDArray[np.float64]
 
@@ -126,7 +127,7 @@ def take_sample(labels: Tensor) -> Sample:
     return Sample(rows, stride, count)
 
 
-def round_queries(rows: npt.NDArray[np.float32]) -> RoundedQueries:
+def round_queries(rows: Float32Array) -> RoundedQueries:
     """Return `rows` (B, D) in the finest steps at which no sum can overflow."""
     batch, width = rows.shape
     near, both = np.zeros((batch, -(-width // PIECE) * PIECE), np.int16), np.empty((2 * batch, width), np.float32)
@@ -155,12 +156,13 @@ def _round_rows(rows: Any, limit: float, near: Any, units: Any, both: Any, norms
         lost[b] = math.sqrt(square)
 
 
-def score_error(queries: RoundedQueries, labels: RoundedLabels) -> npt.NDArray[np.float32]:
+def score_error(queries: RoundedQueries, labels: RoundedLabels) -> Float32Array:
     """Return the most (B) by which any score ⟨x̃, ỹ⟩ in float32 can differ from ⟨x, y⟩."""
     # ⟨x, y⟩ − ⟨x̃, ỹ⟩ = ⟨x, y − ỹ⟩ + ⟨x − x̃, ỹ⟩, and the rounding of the float32 sums.
     longest, width = labels.longest + labels.worst, labels.rows.shape[1]
     error = queries.norms * (labels.worst + longest * (width + 8) * 2.0**-23) + queries.lost * longest
-    return (error * (1 + 1e-5) + 1e-37).astype(np.float32)
+    rounded: Float32Array = (error * (1 + 1e-5) + 1e-37).astype(np.float32)
+    return rounded
 
 
 def noise(queries: RoundedQueries, labels: RoundedLabels, temperature: float) -> npt.NDArray[np.float64]:
