@@ -47,7 +47,9 @@ def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: An
         if kind == 0:
             passes.maximum_16(here, number, s, o, sums) if half else passes.maximum_32(here, number, s, o, sums)
             for lane in range(16):
-                if work[lane] > first or math.isnan(work[lane]):  # NaN stays: nothing is above it
+                if math.isnan(work[16 + lane]):
+                    first = np.nan  # which stays: nothing is above it
+                elif work[lane] > first:
                     first = work[lane]
         elif kind == 1:
             passes.exp_16(here, number, s, o, sums) if half else passes.exp_32(here, number, s, o, sums)

@@ -76,13 +76,11 @@ def _row_pass(element: Element, half: bool) -> Any:
     return row_pass
 
 
-def _larger(builder: Any, left: Any, right: Any) -> Any:
-    """Return the larger of two numbers, NaN when one of them is: `_exp` would make 0 of it, and nobody would see it."""
-    return builder.call(_function(builder, "llvm.maximum.v16f32", _VF, _VF, _VF), [left, right])
-
-
 def _maximum(builder: Any, z: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
-    return None, [_larger(builder, sums[0], z), sums[1]]
+    """Keep the maximum, and in the second sum a NaN that came by: `_exp` would make 0 of it, and nobody would see it."""
+    larger = _function(builder, "llvm.maxnum.v16f32", _VF, _VF, _VF)
+    missing = builder.fcmp_unordered("uno", z, z)
+    return None, [builder.call(larger, [sums[0], z]), builder.select(missing, z, sums[1])]
 
 
 def _exponentials(write: bool) -> Element:
@@ -117,15 +115,16 @@ def _slopes(write: bool) -> Element:
 
 
 def _softplus(builder: Any, z: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
-    """Write σ(z) and sum log(1 + e^z) = max(z, 0) + 2 artanh(u/(2 + u)), u = e^{−|z|}."""
+    """Write σ(z) and sum log(1 + e^z) = max(z, 0) + 2 artanh(u/(2 + u)), u = e^{−|z|}; NaN stays NaN."""
     fma = _function(builder, "llvm.fma.v16f32", _VF, _VF, _VF, _VF)
     small, up, _ = _sigmoid(builder, z)
+    positive = builder.select(builder.fcmp_ordered("<=", z, _same(0.0)), _same(0.0), z)
     w = builder.fdiv(small, builder.fadd(_same(2.0), small))
     square = builder.fmul(w, w)
     series = _same(2 / 13)
     for odd in (11, 9, 7, 5, 3, 1):
         series = builder.call(fma, [series, square, _same(2 / odd)])
-    value = builder.call(fma, [w, series, _larger(builder, z, _same(0.0))])
+    value = builder.call(fma, [w, series, positive])
     return up, [builder.fadd(sums[0], value), sums[1]]
 
 
