@@ -38,7 +38,7 @@ test: setup ## all tests (under ten minutes on two cores)
 	@$(bin)/python -m pytest -rs
 
 bench: setup ## time kernels and losses beside their peers; with DATA=DIR also PECOS, omikuji and the loss ablation on that set
-	@for file in search losses; do echo "== $$file"; $(bin)/python benchmarks/bench_$$file.py || exit 1; done
+	@for file in search softmax losses; do echo "== $$file"; $(bin)/python benchmarks/bench_$$file.py || exit 1; done
 	@if [ -n "$(DATA)" ]; then for file in peers ablation; do echo "== $$file"; \
 	  $(bin)/python benchmarks/bench_$$file.py $(DATA) || exit 1; done; fi
 
