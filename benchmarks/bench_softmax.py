@@ -154,8 +154,8 @@ def draw(result: dict[str, Any]) -> Path:
     for shape in result["shapes"]:
         ratio = {row["way"]: row["over_torch"] for row in shape["table"]}
         name = f"{shape['rows']:,} × {shape['width']:,}\n{shape['rows'] * shape['width'] * 4 / 2**20:,.0f} MiB"
-        three = {"three passes (better of two)": ratio[shape["better_three"]]}
-        groups[name] = {TWO: ratio[TWO], **three, "whole call, with its result": ratio["dexml"]}
+        three = {"three passes (the better kernel)": ratio[shape["better_three"]]}
+        groups[name] = {TWO: ratio[TWO], **three, "whole call, its result allocated": ratio["dexml"]}
     machine = result["machine"]
     folder = Path(os.environ["OUT"]) if os.environ.get("OUT") else Path(__file__).parents[1] / "docs/img"
     note = f"{machine['processor']}, {machine['threads']} threads, torch {machine['versions']['torch']}"

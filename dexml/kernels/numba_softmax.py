@@ -39,7 +39,7 @@ from dexml.kernels.exponentials import (
 from dexml.kernels.instructions import LANES
 
 BLOCK = 2048  # scores summed in float32: 32 per lane
-STRETCH = 1 << 14  # scores written between two looks at the clock of the cache: passes run to and fro in these
+STRETCH = 1 << 14  # scores between two steps back: a pass that runs from the end to the start of a row does so in these
 ROOM = 64.0  # by how many powers of two a block may rise above the exponent of its sum
 LIFT = 32.0  # three passes keep 2^(w − exponent + 32), so that what is a normal float32 in the end is one in between
 ALONE = 1 << 15  # scores for which waking a second thread costs more than it gains
