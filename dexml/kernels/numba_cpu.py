@@ -32,6 +32,7 @@ from dexml.kernels.checks import (
 )
 from dexml.kernels.instructions import LANES, has_int16_products
 from dexml.kernels.numba_finish import finish
+from dexml.kernels.pages import on_huge_pages
 from dexml.kernels.reference import ReferenceKernels
 from dexml.kernels.rounding import (
     RoundedLabels,
@@ -78,6 +79,7 @@ class NumbaKernels(Kernels):
         """
         check_labels(labels, copy)
         rows = labels.detach().float().contiguous()
+        on_huge_pages(rows)
         if copy.startswith("int") and not has_int16_products():
             raise InputError(f"this CPU has no AVX-512 BW, which scanning an {copy} copy takes; ask for 'none' or 'auto'")
         longest = float(torch.linalg.vector_norm(rows, dim=1).max())

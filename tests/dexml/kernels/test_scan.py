@@ -93,3 +93,13 @@ def test_an_int8_copy_that_fails_waits_longer_each_time():
     easy = kernels.prepare(rows(300_000, 1), "int8")
     kernels.scan(rows(1, 2), easy, 10, 0.2)
     assert easy.private["patience"].failures == 0
+
+
+def test_huge_pages_change_no_number():
+    """The largest matrices move; small ones and memory mapped from a file do not."""
+    from dexml.kernels.pages import LARGE, on_huge_pages
+
+    large = torch.arange(LARGE // 4 + 5, dtype=torch.float32)
+    on_huge_pages(large)
+    assert torch.equal(large, torch.arange(LARGE // 4 + 5, dtype=torch.float32))
+    assert not on_huge_pages(torch.ones(100))
