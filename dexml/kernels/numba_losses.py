@@ -34,24 +34,32 @@ class Slab(NamedTuple):
 
 
 @njit(cache=True)
+def _maximum(row: Any, half: bool, work: Any) -> float:
+    """Return the largest score of a row, and NaN where one of them is no number."""
+    address, vectors, size, top = row.ctypes.data, len(row) // 16, 32 if half else 64, -np.inf
+    one, zero, sums = np.float32(1), np.float32(0), work.ctypes.data
+    for start in range(0, vectors, PIECE):
+        number, here = min(PIECE, vectors - start), address + start * size
+        work[:32] = -np.inf
+        passes.maximum_16(here, number, one, zero, sums) if half else passes.maximum_32(here, number, one, zero, sums)
+        for lane in range(16):
+            if math.isnan(work[16 + lane]):
+                top = np.nan  # which stays: nothing is above it
+            elif work[lane] > top:
+                top = np.float64(work[lane])
+    return float(top)
+
+
+@njit(cache=True)
 def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: Any) -> tuple[float, float]:
-    """Run pass `kind` over a row: 0 maximum, 1 exp, 2 exp without writing, 3 slopes, 4 slopes without writing, 5 softplus."""
+    """Run pass `kind` over a row: 1 exp, 2 exp without writing, 3 slopes, 4 slopes without writing, 5 softplus."""
     address, vectors, size = row.ctypes.data, len(row) // 16, 32 if half else 64
     sums, first, second = work.ctypes.data, 0.0, 0.0
     s, o = np.float32(scale), np.float32(offset)
-    if kind == 0:
-        first = -np.inf
     for start in range(0, vectors, PIECE):
         number, here = min(PIECE, vectors - start), address + start * size
-        work[:32] = -np.inf if kind == 0 else 0.0
-        if kind == 0:
-            passes.maximum_16(here, number, s, o, sums) if half else passes.maximum_32(here, number, s, o, sums)
-            for lane in range(16):
-                if math.isnan(work[16 + lane]):
-                    first = np.nan  # which stays: nothing is above it
-                elif work[lane] > first:
-                    first = work[lane]
-        elif kind == 1:
+        work[:32] = 0.0
+        if kind == 1:
             passes.exp_16(here, number, s, o, sums) if half else passes.exp_32(here, number, s, o, sums)
         elif kind == 2:
             passes.exp_sum_16(here, number, s, o, sums) if half else passes.exp_sum_32(here, number, s, o, sums)
@@ -61,10 +69,9 @@ def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: An
             passes.slope_sum_16(here, number, s, o, sums) if half else passes.slope_sum_32(here, number, s, o, sums)
         else:
             passes.softplus_16(here, number, s, o, sums) if half else passes.softplus_32(here, number, s, o, sums)
-        if kind != 0:
-            for lane in range(16):
-                first += work[lane]
-                second += work[16 + lane]
+        for lane in range(16):
+            first += work[lane]
+            second += work[16 + lane]
     return first, second
 
 
@@ -117,7 +124,7 @@ def _of_negatives(row: Any, half: bool, places: Any, work: Any, single: Any) -> 
     """
     for place in places:
         _write(row, half, place, -np.inf, single)
-    top, _ = _pass(0, row, half, 1.0, 0.0, work)
+    top = _maximum(row, half, work)
     top = 0.0 if top == -np.inf else top
     total, _ = _pass(1, row, half, 1.0, -top, work)
     return top, total if math.isfinite(top) else np.nan
@@ -166,7 +173,7 @@ def softmax(slab: Slab) -> None:
     values, coefficients = slab.values, slab.coefficients
     for n in prange(len(values)):
         row, places, of_positives, _, work, single = _open(slab, n)
-        top, _ = _pass(0, row, slab.half, 1.0, 0.0, work)
+        top = _maximum(row, slab.half, work)
         total, _ = _pass(1, row, slab.half, 1.0, -top, work)
         number = len(places)
         values[n], coefficients[n] = number * (top + math.log(total)) - np.sum(of_positives), number / total
@@ -189,18 +196,19 @@ def binary_cross_entropy(slab: Slab) -> None:
 
 
 @njit(cache=True)
-def _threshold(row: Any, half: bool, count: int, k: int, alpha: float, work: Any) -> float:
+def _threshold(row: Any, half: bool, k: int, alpha: float, work: Any) -> float:
     """Return t with Σ_j σ(α(s_j + t)) = k < L: Newton steps on log Σσ from a lower bound, in a bracket.
 
     σ(z) ≤ e^z, so that log k − log Σ e^{αs}, over α, lies below t and is close to it while sigmoids are in their tail. NaN
     for a row that is not finite.
     """
-    top, _ = _pass(0, row, half, 1.0, 0.0, work)
+    top = _maximum(row, half, work)
     if not math.isfinite(top):
-        return np.nan
+        return math.nan
     mass, _ = _pass(2, row, half, alpha, -alpha * top, work)
     low = (math.log(k) - math.log(mass)) / alpha - top
-    high, t = np.inf, low
+    high: float = np.inf
+    t: float = low
     for _ in range(60):
         total, slope = _pass(4, row, half, alpha, alpha * t, work)
         if total <= k:
@@ -227,7 +235,7 @@ def topk_threshold(slab: Slab, k: int, alpha: float) -> None:
     values, coefficients = slab.values, slab.coefficients
     for n in prange(len(values)):
         row, _, _, _, work, _ = _open(slab, n)
-        t = _threshold(row, slab.half, slab.width, k, alpha, work)
+        t = _threshold(row, slab.half, k, alpha, work)
         _, slopes = _pass(3, row, slab.half, alpha, alpha * t, work)
         values[n], coefficients[n] = t, -1 / slopes if slopes > SOLID else 0.0
 
@@ -242,7 +250,7 @@ def soft_topk(slab: Slab, k: int, alpha: float) -> None:
         if len(places) == 0:
             row[:] = 0
             continue
-        t = _threshold(row, slab.half, slab.width, k, alpha, work)
+        t = _threshold(row, slab.half, k, alpha, work)
         pulls, pulled = np.empty(len(places)), 0.0
         for p in range(len(places)):
             z = alpha * (of_positives[p] + t)
