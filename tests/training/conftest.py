@@ -1,0 +1,81 @@
+"""A random two-layer BERT with a word tokenizer, as a sentence-transformers folder: a fine-tune in seconds, without a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+WORDS = (
+    "how to do please explain with an example a fast way of my question is about and then sorting ordering arrays fourier "
+    "transform signal singular value decomposition matrix solving ordinary differential equations drawing random numbers from "
+    "distribution fitting line by least squares regression clustering points into groups filtering sharpening images sparse "
+    "matrices few entries splitting joining text strings"
+).split()
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    root = tmp_path_factory.mktemp("tiny-transformer")
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(root / "bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(root / "bert")
+    transformer = Transformer(str(root / "bert"), max_seq_length=32)
+    model = SentenceTransformer(modules=[transformer, Pooling(32, "mean"), Normalize()], device="cpu")
+    model.save(str(root / "model"), create_model_card=False)
+    return root / "model"
+
+
+FINETUNE = """
+name = "tuned"
+out = "{out}"
+[data]
+path = "{data}"
+[encoder]
+name = "transformer"
+model = "{model}"
+[tower]
+name = "residual"
+[finetune]
+train = "full"
+rate = 1e-3
+precision = "float32"
+chunk = 64
+[training]
+epochs = 3
+batch = 16
+[validation]
+fraction = 0.2
+"""
+
+
+@pytest.fixture(scope="session")
+def tuning_config(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_transformer: Path) -> Path:
+    root = tmp_path_factory.mktemp("tuning-run")
+    config = root / "tuning.toml"
+    config.write_text(FINETUNE.format(out=root / "run", data=tiny_data, model=tiny_transformer), encoding="utf-8")
+    return config
