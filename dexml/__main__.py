@@ -15,6 +15,7 @@ from dexml.table import unknown
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
+    "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
     "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),

@@ -16,9 +16,10 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dexml.types import LabelTable, Split
+    from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
-    from training.run import Progress, Run
+
+    Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
 
 EPILOG_TRAIN = """Examples:
 
@@ -39,27 +40,29 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
 
     Ctrl-C finishes the current step, leaves a checkpoint and a bundle of what was learned so far, and `--resume` goes on.
     """
+    import numpy as np
     from rich.console import Console
     from rich.markup import escape
 
     from data import open_format
     from dexml.config import load
     from dexml.errors import InputError
-    from training import checkpoint
     from training.config import Config, check, settle
-    from training.run import hold_out
+    from training.run import hold_out_rows
+    from training.trackers import settle as settle_trackers
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     read = load(Config, config, settings)
     check(read)
+    trackers = settle_trackers(read.training.trackers)
     files = open_format(read.data.path, read.data.format)
     labels, split = files.labels(), files.read("train")
     settled, said = settle(read, len(split))
-    kept, watched = hold_out(settled, split)
-    phases: list[tuple[Split, Split | None]] = [(kept, watched)]
-    if watched is not None and settled.validation.refit:
-        phases.append((split, None))
-    if if_needed and _is_made(settled, labels, *phases[-1]):
+    kept, watched = hold_out_rows(settled, split)
+    phases: list[Phase] = [(split.take(kept), split.take(watched) if len(watched) else None, kept)]
+    if len(watched) and settled.validation.refit:
+        phases.append((split, None, np.arange(len(split))))
+    if if_needed and _is_made(settled, labels, *phases[-1][:2]):
         console.print(f"{escape(str(settled.out))} is up to date")
         return
     try:
@@ -68,10 +71,8 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
         raise InputError(f"out: {settled.out} cannot be made: {error.strerror}") from None
     console.print(f"[bold]{escape(str(read.data.path))}[/]: {len(split):,} training rows, {len(labels):,} labels")
     console.print(f"auto: {escape(said)}")
-    if not resume:
-        checkpoint.clear(settled.out)
     with _interruptible() as interrupted:
-        _train_phases(settled, labels, split, phases, resume, console, interrupted)
+        _train_phases(settled, labels, split, phases, trackers, resume, console, interrupted)
 
 
 def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> bool:
@@ -94,7 +95,8 @@ def _train_phases(
     config: Config,
     labels: LabelTable,
     split: Split,
-    phases: list[tuple[Split, Split | None]],
+    phases: list[Phase],
+    trackers: tuple[str, ...],
     resume: bool,
     console: Console,
     interrupted: Callable[[], bool],
@@ -104,68 +106,79 @@ def _train_phases(
 
     from dexml.errors import InputError
     from index import INDEXES
-    from training import checkpoint
+    from training import checkpoint, memory
+    from training.display import both, clock, shown
     from training.export import export
+    from training.record import Record
     from training.run import Run
 
     start = time.monotonic()
     state = checkpoint.newest(config.out) if resume else None
     if resume and state is None:
         raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
-    for phase, (rows, validation) in enumerate(phases, 1):
+    record: Record | None = None
+    for phase, (rows, validation, numbers) in enumerate(phases, 1):
         if state is not None and state.facts["phase"] != phase and phase < len(phases):
             continue
         what = "watched on validation rows" if validation else "on all rows"
         console.print(f"[bold]training {phase} of {len(phases)}[/], {what}" if len(phases) > 1 else "[bold]training[/]")
+        began = time.monotonic()
         with console.status("reading texts into features"):
-            run = Run(config, labels, rows, validation, phase)
+            run = Run(config, labels, rows, validation, phase, numbers)
+        read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
+        after = None
         if state is not None:
             if not run.knows(state):
                 made = checkpoint.folder(config.out)
                 raise InputError(f"--resume: {made} was made with another config or other data: {run.difference(state)}")
             run.resume(state)
-            state = None
+            state, after = None, (phase, run.step)
             console.print(f"resumed at step {run.step} of {run.steps}")
+        _, needs = memory.settle(run)
+        if record is None:
+            if after is None:
+                checkpoint.clear(config.out)
+            record = Record(config, trackers, {"path": str(config.data.path), "rows": len(split), "labels": len(labels)}, after)
         watched_rows = f", {len(validation):,} watched" if validation else ""
         console.print(
-            f"{escape(run.method.describe())}; {len(run.seen):,} of {len(labels):,} labels have a training row, "
+            f"{run.method.describe()}, {len(run.seen):,} of {len(labels):,} labels have a training row, "
             f"{len(rows):,} rows trained on{watched_rows}"
         )
-        finished = _go(run, console, interrupted)
+        console.print(f"memory: {needs}")
+        record.spent("features", read_in)
+        with record.told(run, needs, lambda text: console.print(f"note: {escape(text)}")) as kept, shown(run, console) as seen:
+            finished = run.go(both(kept, seen), interrupted)
         if finished and phase < len(phases):
             continue
         if finished:
             run.save()  # whatever happens to the export, the training is not lost
-        with console.status("embedding labels, building the index"):
+        with console.status("embedding labels, building the index"), record.timed("export"):
             root, served = export(run, split, finished=finished)
         break
+    assert record is not None
+    record.finish(finished, run.fingerprint)
     console.print(f"index: {escape(', '.join(f'{key} {value}' for key, value in served.items()))}")
+    _report(config.out, console)
     if not finished:
         console.print(f"stopped at step {run.step} of {run.steps}; {escape(str(root))} answers with what was learned so far.")
         console.print("Go on with the same command and --resume.")
         raise SystemExit(130)
     checkpoint.clear(config.out)
-    console.print(f"[bold green]done[/] in {time.monotonic() - start:.1f} s: [bold]{escape(str(root))}[/]")
+    console.print(f"[bold green]done[/] in {clock(time.monotonic() - start)}: [bold]{escape(str(root))}[/]")
 
 
-def _go(run: Run, console: Console, interrupted: Callable[[], bool]) -> bool:
-    """Train under a progress bar; each epoch leaves a line behind, also where there is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+def _report(out: Path, console: Console) -> None:
+    """Write the report of a run; the bundle is there in any case, so that a report that fails is a note and no error."""
+    from rich.markup import escape
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training", total=run.steps, completed=run.step)
+    from dexml.errors import InputError
+    from training.report import write
 
-        def report(now: Progress) -> None:
-            watched = "" if now.precision_1 is None else f" · validation P@1 {now.precision_1:.1f} P@5 {now.precision_5:.1f}"
-            line = f"epoch {now.epoch}/{now.epochs} · loss {now.loss:.4f}{watched}"
-            bar.update(task, completed=now.step, description=line)
-            if now.step * now.epochs % now.steps == 0:
-                console.print(f"{line} · {now.seconds:.1f} s")
-
-        return run.go(report, interrupted)
+    try:
+        console.print(f"report: {escape(str(write(out)))}")
+    except InputError as error:
+        console.print(f"note: {escape(str(error))}")
 
 
 @contextmanager
@@ -203,6 +216,7 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     from index.retriever import Retriever
     from training.evaluate import BATCH
     from training.evaluate import evaluate as measure
+    from training.record import evaluated
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if output is not None:
@@ -230,6 +244,22 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
         write_output(output, json.dumps(result.as_json(), indent=1) + "\n")
+    if folder is None and index is None:  # the figures of the run itself
+        out = evaluated(retriever.bundle.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
+        if out is not None:
+            _report(out, console)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write RUN/report.html anew: loss, learning rate, gradient norm, validation and test figures, as far as they go.
+
+    `dexml train` and `dexml evaluate` do the same at their end; this is for a run that still goes on, or was killed.
+    """
+    from training.report import write
+
+    click.echo(write(run))
 
 
 def check_output(path: Path) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dexml.bundle import publish
 from dexml.types import LabelTable, Split
 from index import INDEXES
+from training import provenance
 from training.run import Run
-
-VERSIONED = ("dexml", "torch", "numpy", "scipy", "tokenizers", "sentence-transformers", "faiss-cpu", "faiss-gpu")
 
 
 def export(run: Run, train: Split, *, finished: bool) -> tuple[Path, dict[str, object]]:
@@ -45,9 +41,7 @@ def export(run: Run, train: Split, *, finished: bool) -> tuple[Path, dict[str, o
             "steps": run.steps,
             "fingerprint": run.fingerprint,
             "config": config.model_dump(mode="json"),
-            "commit": _commit(),
-            "python": platform.python_version(),
-            "versions": _versions(),
+            **provenance.facts(),
         },
     }
     publish(root, run.model, run.labels, train.positives.counts(), embeddings, facts, index.save)
@@ -58,23 +52,3 @@ def _examples(labels: LabelTable, count: int = 5, longest: int = 60) -> tuple[st
     """Return a few short label texts for a page to offer. Training texts may be private; labels are served in any case."""
     short = [text for text in labels.texts if len(text) <= longest]
     return tuple(short[:: max(1, len(short) // count)][:count])
-
-
-def _commit() -> str | None:
-    """Return the git commit of the code, or None where it is no checkout."""
-    try:
-        here = Path(__file__).resolve().parent
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -40,7 +40,7 @@ def describe(config: Config, labels: LabelTable, train: Split, validation: Split
         "validation rows": 0 if validation is None else len(validation),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        **_flat(config.model_dump(mode="json", exclude=dict(UNTAUGHT))),
+        **flat(config.model_dump(mode="json", exclude=dict(UNTAUGHT))),
     }
 
 
@@ -56,12 +56,12 @@ def _shown(facts: Mapping[str, Any], key: str) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Return nested sections as "section.key" -> value."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{above}{key}."))
+            found.update(flat(value, f"{above}{key}."))
         else:
-            flat[f"{above}{key}"] = value
-    return flat
+            found[f"{above}{key}"] = value
+    return found

@@ -55,8 +55,13 @@ class Progress:
 
 def hold_out(config: Config, train: Split) -> tuple[Split, Split | None]:
     """Return the rows to train on and the rows to watch; None where the config, or the set, leaves none."""
-    rows, watched = split_by_labels(train.positives, config.validation.fraction, config.seed, config.validation.max_rows)
+    rows, watched = hold_out_rows(config, train)
     return (train.take(rows), train.take(watched)) if len(watched) else (train, None)
+
+
+def hold_out_rows(config: Config, train: Split) -> tuple[Int64Array, Int64Array]:
+    """Return the numbers of the rows to train on and of those to watch, ascending."""
+    return split_by_labels(train.positives, config.validation.fraction, config.seed, config.validation.max_rows)
 
 
 class Run:

@@ -43,8 +43,16 @@ class Trackers:
     """
 
     def __init__(
-        self, names: Sequence[str], out: Path, run: str, phase: int, settings: Mapping[str, Any], after: int = 0
+        self,
+        names: Sequence[str],
+        out: Path,
+        run: str,
+        phase: int,
+        settings: Mapping[str, Any],
+        after: int = 0,
+        warn: Callable[[str], None] = log.warning,
     ) -> None:
+        self._warn = warn
         self._open: list[Any] = []
         if not names:
             return
@@ -89,11 +97,14 @@ class Trackers:
             try:
                 tracker.log(values, step=now.step)
             except Exception as error:  # it must not end hours of training
-                log.warning("%s stopped at step %d: %s", tracker.name, now.step, error)
+                self._warn(f"{tracker.name} stopped at step {now.step}: {error}")
                 self._open.remove(tracker)
 
     def close(self) -> None:
         """Close them, so that all that was logged is there."""
         for tracker in self._open:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # it must not hide why the training stopped
+                self._warn(f"{tracker.name} could not be closed: {error}")
         self._open.clear()

@@ -72,7 +72,7 @@ def test_help_of_every_command_needs_nothing_installed_but_click():
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage:") == 7
+    assert done.stdout.count("Usage:") == 8
 
 
 def test_bad_bundles_and_numbers(refused, tiny_bundle: Path, tmp_path: Path):

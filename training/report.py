@@ -1,0 +1,173 @@
+"""report.html of a run: what it learned, how, on what and in what time, in one file that needs no other.
+
+It is made of run.json, history.jsonl and evaluations/, so that a run that goes on, or was killed, can be read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from dexml.errors import InputError
+from training import history, record
+from training.chart import Series, line_chart
+from training.display import clock, rounded
+from training.identity import flat
+
+FILE = "report.html"
+CUTOFFS = (1, 3, 5)
+
+
+def write(out: Path) -> Path:
+    """Write OUT/report.html and return it. Raises InputError where `out` is no folder of a training run."""
+    facts = record.read(out)
+    if facts is None:
+        raise InputError(f"report: {out} holds no {record.FILE}; `dexml train CONFIG.toml` leaves one in its `out` folder")
+    path = out / FILE
+    record.write_text(path, page(facts, history.read(out), record.evaluations(out)))
+    return path
+
+
+def page(facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the page for what `record.read`, `history.read` and `record.evaluations` found."""
+    steps = [line for line in lines if line.get("kind") == "step"]
+    watched = [line for line in lines if line.get("kind") == "validation"]
+    template = Template(Path(__file__).with_name(FILE).read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"{facts['name']} · dexml"),
+        name=escape(str(facts["name"])),
+        status=escape(_status(facts, steps)),
+        figures="".join(_figure(value, name) for value, name in _headlines(facts, steps, watched, evaluations)),
+        charts="".join(_charts(steps, watched)),
+        tables="".join(_tables(facts, steps, watched, evaluations)),
+    )
+
+
+def _status(facts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how far the run is, and since when."""
+    last = steps[-1] if steps else {"phase": 1, "step": 0}
+    phases = facts["phases"]
+    total = phases.get(str(last["phase"]), {}).get("steps", "?")
+    where = "finished" if facts["finished"] else f"not finished: step {last['step']} of {total}"
+    if not facts["finished"] and len(phases) > 1:
+        where += f" of training {last['phase']}"
+    again = len(facts["sessions"]) - 1
+    resumed = f" · resumed {again} time{'s' * (again > 1)}" if again else ""
+    return f"{where} · started {facts['created'].replace('T', ' ').replace('+00:00', ' UTC')}{resumed}"
+
+
+def _headlines(
+    facts: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    watched: Sequence[Mapping[str, Any]],
+    evaluations: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, str]]:
+    """Return (value, name) of what one looks for first: test figures, or else the last validation's, and the time."""
+    found: list[tuple[str, str]] = []
+    if evaluations:
+        split = next(iter(evaluations))
+        found += [(f"{evaluations[split][f'P@{k}']:.1f}", f"P@{k}, {split}") for k in CUTOFFS]
+        found.append((f"{evaluations[split]['R@100']:.1f}", f"R@100, {split}"))
+    elif watched:
+        found += [(f"{watched[-1][f'P@{k}']:.1f}", f"P@{k}, validation") for k in CUTOFFS]
+    if steps:
+        found.append((f"{steps[-1]['loss']:.3f}", "last loss"))
+        seconds = max(sum(step["seconds"] for step in steps), 1e-9)
+        found.append((rounded(sum(step["queries"] for step in steps) / seconds), "queries a second"))
+        found.append((rounded(sum(step["scores"] for step in steps) / seconds), "label scores a second"))
+    found.append((clock(sum(session["seconds"].get("total", 0.0) for session in facts["sessions"])), "in all"))
+    return found
+
+
+def _figure(value: str, name: str) -> str:
+    return f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>"
+
+
+def _charts(steps: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Yield the cards with a chart each; a run of several trainings has a line for each."""
+    phases = sorted({step["phase"] for step in steps})
+    names = {phase: f"training {phase}" for phase in phases}
+    of_steps = {"Loss": "loss", "Learning rate": "rate", "Gradient norm": "gradient_norm"}
+    for title, key in of_steps.items():
+        series = [Series(names[phase], [(s["step"], s[key]) for s in steps if s["phase"] == phase]) for phase in phases]
+        yield _card(title, line_chart(title, "step", series, logarithmic=key == "gradient_norm", from_zero=key == "rate"))
+    several = len({line["phase"] for line in watched}) > 1
+    series = [
+        Series(
+            f"P@{k}, {names.get(phase, phase)}" if several else f"P@{k}",
+            [(line["step"], line[f"P@{k}"]) for line in watched if line["phase"] == phase],
+            marked=True,
+        )
+        for phase in sorted({line["phase"] for line in watched})
+        for k in CUTOFFS
+    ]
+    yield _card("Validation, percent", line_chart("Validation, percent", "step", series))
+
+
+def _card(title: str, chart: str) -> str:
+    return f'<div class="chart"><h2>{escape(title)}</h2>{chart}</div>' if chart else ""
+
+
+def _tables(
+    facts: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    watched: Sequence[Mapping[str, Any]],
+    evaluations: Mapping[str, Mapping[str, Any]],
+) -> Iterable[str]:
+    """Yield the sections below the charts."""
+    if evaluations:
+        figures = [[split, *_percent(document)] for split, document in evaluations.items()]
+        names = [key for key in next(iter(evaluations.values())) if "@" in key]
+        yield _numbers("Measured through the path that serves, percent", ["split", *names], figures)
+    if watched:
+        rows = [[line["epoch"], line["step"], *(f"{line[f'P@{k}']:.2f}" for k in CUTOFFS)] for line in watched]
+        yield _numbers("Validation, percent", ["epoch", "step", *(f"P@{k}" for k in CUTOFFS)], rows)
+    yield _facts(
+        "Data", {"path": facts["data"]["path"], "training rows": facts["data"]["rows"], "labels": facts["data"]["labels"]}
+    )
+    for phase, about in facts["phases"].items():
+        yield _facts(f"Training {phase}" if len(facts["phases"]) > 1 else "Training", about)
+    yield _facts("Time", _times(facts))
+    machine = {key: value for key, value in facts["machine"].items() if value is not None}
+    yield _facts(
+        "Machine and code", {**machine, "commit": facts["commit"] or "none", "Python": facts["python"], **facts["versions"]}
+    )
+    yield _facts("Config", flat(facts["config"]))
+
+
+def _times(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return seconds by what they were spent on, over all sessions, in words."""
+    spent: dict[str, float] = {}
+    for session in facts["sessions"]:
+        for what, seconds in session["seconds"].items():
+            spent[what] = spent.get(what, 0.0) + seconds
+    return {what: clock(seconds) for what, seconds in sorted(spent.items(), key=lambda item: item[0] == "total")}
+
+
+def _percent(document: Mapping[str, Any]) -> list[str]:
+    return [f"{value:.2f}" for key, value in document.items() if "@" in key]
+
+
+def _facts(title: str, values: Mapping[str, Any]) -> str:
+    rows = (
+        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_worded(value))}</td></tr>' for key, value in values.items()
+    )
+    return f'<section><h2>{escape(title)}</h2><table class="facts">{"".join(rows)}</table></section>'
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _numbers(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    table = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<section><h2>{escape(title)}</h2><div class="wide">{table}</div></section>'
