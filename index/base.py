@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dexml.kernels import Prepared
 from dexml.types import TopK
 
 
@@ -35,6 +36,11 @@ class LabelIndex(ABC):
     @abstractmethod
     def describe(self) -> dict[str, object]:
         """Return what was chosen and why (device, structure, kernel backend), for `/v1/info` and logs."""
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The label rows as the kernels have them, where this index scans them itself; others need not prepare them twice."""
+        return None
 
     def save(self, folder: Path) -> None:  # noqa: B027 — an index that rebuilds from the rows keeps no file
         """Write what cannot be rebuilt cheaply from the label rows; nothing by default."""

@@ -17,16 +17,21 @@ class ExactIndex(LabelIndex):
     def __init__(self, *, scan_copy: Literal["auto", "none", "int16", "int8"] = "auto", backend: str | None = None) -> None:
         self.scan_copy = scan_copy
         self.kernels: Kernels = choose(backend=backend)
-        self.prepared: Prepared | None = None
+        self._prepared: Prepared | None = None
 
     def build(self, labels: Tensor) -> None:
         """Prepare the label rows (L, D) for scanning."""
-        self.prepared = self.kernels.prepare(labels, copy=self.scan_copy)
+        self._prepared = self.kernels.prepare(labels, copy=self.scan_copy)
 
     def search(self, queries: Tensor, k: int, temperature: float) -> TopK:
         """Return the exact top-k with log_z over all labels."""
         assert self.prepared is not None, "build comes before search"
         return self.kernels.scan(queries, self.prepared, k, temperature)
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The label rows with their scanning copies."""
+        return self._prepared
 
     @property
     def exact(self) -> bool:

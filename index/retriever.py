@@ -16,6 +16,7 @@ from dexml.bundle import Bundle
 from dexml.device import faiss_wheel
 from dexml.errors import InputError
 from dexml.kernels import Prepared, choose
+from dexml.kernels.instructions import has_int16_products
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
@@ -81,7 +82,8 @@ class Retriever:
         chosen.load(bundle.index_folder, bundle.embeddings)
         kernels = choose()
         reranker = RERANKERS.build(bundle.manifest.rerank.name, bundle.manifest.rerank.options, kernels)
-        return Retriever(bundle, bundle.model(), chosen, kernels.prepare(bundle.embeddings), reranker)
+        prepared = chosen.prepared or kernels.prepare(bundle.embeddings)
+        return Retriever(bundle, bundle.model(), chosen, prepared, reranker)
 
     @property
     def labels(self) -> LabelTable:
@@ -188,5 +190,11 @@ class Retriever:
 
 
 def default_index() -> str:
-    """Return "faiss" where a FAISS wheel is installed, else "exact", which needs none."""
-    return "faiss" if faiss_wheel() else "exact"
+    """Return "faiss" for a GPU, "exact" where this CPU scans integer copies or no FAISS is installed, else "faiss".
+
+    From measurements: docs/adr/0006.
+    """
+    wheel = faiss_wheel()
+    if wheel is None or (wheel == "faiss-cpu" and has_int16_products()):
+        return "exact"
+    return "faiss"

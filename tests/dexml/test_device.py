@@ -34,5 +34,9 @@ def test_no_faiss_wheel_says_what_to_install_and_the_exact_index_is_the_default(
     assert default_index() == "exact"
     with pytest.raises(InputError, match=r"pip install 'dexml\[cpu\]'"):
         device.import_faiss()
+    pretend(monkeypatch, "faiss-cpu")
+    for fast, expected in ((True, "exact"), (False, "faiss")):
+        monkeypatch.setattr("index.retriever.has_int16_products", lambda fast=fast: fast)
+        assert default_index() == expected
     pretend(monkeypatch, "faiss-gpu")
     assert device.faiss_wheel() == "faiss-gpu" and default_index() == "faiss"
