@@ -73,9 +73,9 @@ class Record:
     def told(self, run: Run, memory: str, warn: Callable[[str], None]) -> Iterator[Callable[[Progress], None]]:
         """Write down what a phase is about to do; what is yielded takes its progress to the history and the trackers."""
         self.facts["phases"][str(run.phase)] = {
-            "doing": run.method.describe(),
+            "what": run.method.describe(),
             "memory": memory,
-            "rows": len(run.train),
+            "training rows": len(run.train),
             "watched rows": 0 if run.validation is None else len(run.validation),
             "trained labels": len(run.seen),
             "trained parameters": sum(parameter.numel() for parameter in run.method.trained.values()),

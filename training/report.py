@@ -124,18 +124,15 @@ def _tables(
         yield _numbers("Measured through the path that serves, percent", ["split", *names], figures)
     if watched:
         rows = [[line["epoch"], line["step"], *(f"{line[f'P@{k}']:.2f}" for k in CUTOFFS)] for line in watched]
-        yield _numbers("Validation, percent", ["epoch", "step", *(f"P@{k}" for k in CUTOFFS)], rows)
-    yield _facts(
-        "Data", {"path": facts["data"]["path"], "training rows": facts["data"]["rows"], "labels": facts["data"]["labels"]}
-    )
-    for phase, about in facts["phases"].items():
-        yield _facts(f"Training {phase}" if len(facts["phases"]) > 1 else "Training", about)
-    yield _facts("Time", _times(facts))
+        yield _numbers("Every validation, percent", ["epoch", "step", *(f"P@{k}" for k in CUTOFFS)], rows, folded=True)
+    data = {"path": facts["data"]["path"], "training rows": facts["data"]["rows"], "labels": facts["data"]["labels"]}
+    several = len(facts["phases"]) > 1
+    phases = [_facts(f"Training {phase}" if several else "Training", about) for phase, about in facts["phases"].items()]
+    yield f'<div class="columns">{"".join([_facts("Data", data), _facts("Time", _times(facts)), *phases])}</div>'
     machine = {key: value for key, value in facts["machine"].items() if value is not None}
-    yield _facts(
-        "Machine and code", {**machine, "commit": facts["commit"] or "none", "Python": facts["python"], **facts["versions"]}
-    )
-    yield _facts("Config", flat(facts["config"]))
+    code = {"commit": facts["commit"] or "none", "Python": facts["python"], **facts["versions"]}
+    yield _facts("Machine and code", {**machine, **code}, folded=True)
+    yield _facts("Config", flat(facts["config"]), folded=True)
 
 
 def _times(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -151,11 +148,12 @@ def _percent(document: Mapping[str, Any]) -> list[str]:
     return [f"{value:.2f}" for key, value in document.items() if "@" in key]
 
 
-def _facts(title: str, values: Mapping[str, Any]) -> str:
+def _facts(title: str, values: Mapping[str, Any], *, folded: bool = False) -> str:
+    shown = {key: value for key, value in values.items() if value != []}
     rows = (
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_worded(value))}</td></tr>' for key, value in values.items()
+        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_worded(value))}</td></tr>' for key, value in shown.items()
     )
-    return f'<section><h2>{escape(title)}</h2><table class="facts">{"".join(rows)}</table></section>'
+    return _section(title, f'<table class="facts">{"".join(rows)}</table>', folded)
 
 
 def _worded(value: Any) -> str:
@@ -166,8 +164,15 @@ def _worded(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _numbers(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _numbers(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], *, folded: bool = False) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
     table = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<section><h2>{escape(title)}</h2><div class="wide">{table}</div></section>'
+    return _section(title, f'<div class="wide" tabindex="0">{table}</div>', folded)
+
+
+def _section(title: str, content: str, folded: bool) -> str:
+    """Return a card; a folded one opens with a click and needs no script."""
+    if folded:
+        return f"<section><details><summary><h2>{escape(title)}</h2></summary>{content}</details></section>"
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
