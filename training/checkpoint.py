@@ -77,7 +77,9 @@ def save(out: Path, checkpoint: Checkpoint, phase: int, step: int) -> Path:
         flush(place)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise InputError(f"checkpoint: {target} cannot be written: {error.strerror or error}") from None
+        raise InputError(
+            f"checkpoint: {target} cannot be written: {error.strerror or error}; {last_good(out)}, and --resume goes on from there"
+        ) from None
     for other in place.iterdir():
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
@@ -88,6 +90,12 @@ def last(out: Path) -> Path | None:
     """Return where the newest complete checkpoint of a run lies, or None."""
     found = [path for path in folder(out).glob("phase_*") if path.is_dir() and path.suffix in ("", OLD)]
     return max(found, key=lambda path: (path.stem, path.suffix != OLD), default=None)
+
+
+def last_good(out: Path) -> str:
+    """Return where the newest checkpoint is, in words."""
+    path = last(out)
+    return "no checkpoint was taken yet" if path is None else f"the last good checkpoint is {path}"
 
 
 def newest(out: Path) -> Checkpoint | None:

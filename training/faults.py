@@ -33,11 +33,5 @@ def not_finite(what: str, value: float, step: int, rows: Int64Array, texts: Sequ
         where = ""  # the message must come, whatever the disk is like
     return InputError(
         f"training: the {what} of step {step} is {value}; its batch is rows {shown} of the training split, from 0{where}; "
-        f"{last_good(out)}; train anew with a lower training.rate_scale"
+        f"{checkpoint.last_good(out)}; train anew with a lower training.rate_scale"
     )
-
-
-def last_good(out: Path) -> str:
-    """Return where the newest checkpoint is, in words."""
-    last = checkpoint.last(out)
-    return "no checkpoint was taken yet" if last is None else f"the last good checkpoint is {last}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dexml.errors import InputError
-from training.faults import last_good
+from training import checkpoint
 
 if TYPE_CHECKING:
     from training.run import Progress
@@ -68,7 +68,7 @@ class History:
         except OSError as error:
             raise InputError(
                 f"history: {self.path} cannot be written: {error.strerror or error}; the run stopped at step {now.step}, "
-                f"{last_good(self.out)}; make room and go on with --resume"
+                f"{checkpoint.last_good(self.out)}; make room and go on with --resume"
             ) from None
 
     def close(self) -> None:
