@@ -35,10 +35,11 @@ TEMPERATURES = (0.03, 0.05, 0.08, 0.12, 0.2)
 
 
 def config(folder: Path, settings: list[str], seed: int) -> Config:
-    """Return cpu.toml with the settings of one run."""
+    """Return cpu.toml with the settings of one run, on word pieces and bigrams alone: losses show on any model."""
     path = ROOT / "training" / "configs" / "cpu.toml"
     fixed = [f"data.path={folder}", f"out={tempfile.gettempdir()}/ablation", f"seed={seed}"]
-    return load(Config, path, [*fixed, "validation.fraction=0.2", *settings])
+    model = ["encoder.name=bag", "tower.name=tokens", "training.epochs=8"]
+    return load(Config, path, [*fixed, *model, "validation.fraction=0.2", *settings])
 
 
 def trained(settled: Config, labels: LabelTable, train: Split) -> Run:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     trackers = settle_trackers(read.training.trackers)
     files = open_format(read.data.path, read.data.format)
     labels, split = files.labels(), files.read("train")
-    settled, said = settle(read, len(split))
+    settled, said = settle(read, len(split), chain(split.texts, labels.texts))
     kept, watched = hold_out_rows(settled, split)
     phases: list[Phase] = [(split.take(kept), split.take(watched) if len(watched) else None, kept)]
     if len(watched) and settled.validation.refit:
@@ -117,6 +118,7 @@ def _train_phases(
     if resume and state is None:
         raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
     record: Record | None = None
+    stop_after: int | None = None
     for phase, (rows, validation, numbers) in enumerate(phases, 1):
         if state is not None and state.facts["phase"] != phase and phase < len(phases):
             continue
@@ -125,6 +127,7 @@ def _train_phases(
         began = time.monotonic()
         with console.status("reading texts into features"):
             run = Run(config, labels, rows, validation, phase, numbers)
+        run.stop_after = stop_after
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         after = None
@@ -150,6 +153,7 @@ def _train_phases(
         with record.told(run, needs, lambda text: console.print(f"note: {escape(text)}")) as kept, shown(run, console) as seen:
             finished = run.go(both(kept, seen), interrupted)
         if finished and phase < len(phases):
+            del run  # two at a time are more than the forecast says
             continue
         if finished:
             run.save()  # whatever happens to the export, the training is not lost

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, model_validator
 
@@ -19,7 +21,12 @@ from index.rerankers import RERANKERS
 from index.retriever import default_index
 
 Auto = Literal["auto"]
+AUTO = "auto"
 SMALL = 8_000  # training rows; below, many passes in small batches pay (METHODS §3)
+TEMPERATURE = 0.06  # chosen on validation rows of two sets
+MAX_TOKENS = 254  # what MiniLM was trained to read
+PIECES = 1.4  # word pieces of a word
+AFFORDABLE = 1_500_000  # tokens that MiniLM reads in about three minutes on two cores
 
 
 class DataSection(Section):
@@ -52,6 +59,8 @@ class TrainingSection(Section):
     warmup: Annotated[float, Ge(0), Le(1)] = 0.05
     final_rate: Annotated[float, Ge(0), Le(1)] = 0.02
     free_vectors: bool = True
+    patience: Annotated[int, Ge(1)] | None = 3
+    """Epochs without a better validation after which training stops, on the weights of the best; a refit stops there too."""
     checkpoint_seconds: Annotated[float, Gt(0)] = 120.0
     memory_gib: Annotated[float, Gt(0)] | Auto = "auto"
     """What the process may take, "auto" for what the machine has; a forecast before the first step refuses more."""
@@ -112,6 +121,10 @@ class Config(Section):
 
 def check(config: Config) -> None:
     """Look every name and option up in its table, before the work starts. Raises InputError for the first wrong one."""
+    if config.encoder.name == AUTO or config.tower.name == AUTO:
+        _check_auto(config)
+        _check_rest(config)
+        return
     ENCODERS.options(config.encoder.name, config.encoder.options)
     TOWERS.options(config.tower.name, config.tower.options)
     gives = ENCODERS[config.encoder.name].gives
@@ -122,6 +135,19 @@ def check(config: Config) -> None:
             f"towers that can: {', '.join(fitting)}"
         )
     _check_finetune(config)
+    _check_rest(config)
+
+
+def _check_auto(config: Config) -> None:
+    """Encoder and tower are settled together, by the size of the data; what is set by hand is set for one by name."""
+    for key, choice in (("encoder", config.encoder), ("tower", config.tower)):
+        if choice.name != AUTO or choice.options:
+            raise InputError(f"{key}: with 'auto', encoder and tower are both 'auto' and have no other option")
+    if config.finetune.train != "none":
+        raise InputError("finetune.train: name the encoder and the tower to train; 'auto' is for frozen ones")
+
+
+def _check_rest(config: Config) -> None:
     LOSSES.options(config.loss.name, config.loss.options)
     if config.index.name != "auto":
         INDEXES.options(config.index.name, config.index.options)
@@ -146,11 +172,15 @@ def _check_finetune(config: Config) -> None:
         raise InputError(f"finetune.depth: {tuned.depth} labels mined are fewer than finetune.per_query, {tuned.per_query}")
 
 
-def settle(config: Config, rows: int) -> tuple[Config, str]:
-    """Return the config with every "auto" decided for `rows` training rows, and a line that says what was decided."""
+def settle(config: Config, rows: int, texts: Iterable[str] = ()) -> tuple[Config, str]:
+    """Return the config with every "auto" decided for `rows` training rows, and a line that says what was decided.
+
+    `texts` are those that will be encoded, of training rows and labels: they decide about the encoder "auto".
+    """
+    config, encoding = _settle_encoder(config, texts)
     small = rows < SMALL
     decided = {
-        "epochs": 8 if small else 3,
+        "epochs": 12 if small else 3,
         "batch": min(256 if small else 512, rows),
         "rate_scale": 1.0 if small else 0.5,
     }
@@ -162,13 +192,41 @@ def settle(config: Config, rows: int) -> tuple[Config, str]:
         validation = validation.model_copy(update={"refit": small})
     loss = config.loss
     if "temperature" not in loss.options:
-        loss = loss.with_options(temperature=0.04 if small else 0.05)
+        loss = loss.with_options(temperature=TEMPERATURE)
     index = config.index
     if index.name == "auto":
         index = Choice(name=default_index()).with_options(**index.options)
     settled = config.model_copy(update={"training": training, "validation": validation, "loss": loss, "index": index})
     said = ", ".join(
-        [f"{key} {getattr(training, key)}" for key in decided]
+        [*encoding]
+        + [f"{key} {getattr(training, key)}" for key in decided]
         + [f"refit {str(validation.refit).lower()}", f"temperature {loss.options['temperature']}", f"index {index.name}"]
     )
     return settled, f"{said} (for {rows:,} training rows)"
+
+
+def _settle_encoder(config: Config, texts: Iterable[str]) -> tuple[Config, list[str]]:
+    """Decide about an encoder "auto": transformer and bag, where reading the texts' starts takes minutes, else the bag alone.
+
+    Word pieces are guessed from words, so that nothing need be loaded.
+    """
+    if config.encoder.name != AUTO:
+        return config, []
+    lengths = np.array([1 + PIECES * len(text.split()) for text in texts])
+    whole = _total(lengths, MAX_TOKENS)
+    read = next((tokens for tokens in (MAX_TOKENS, 128, 96, 64, 48, 32, 24, 16) if _total(lengths, tokens) <= AFFORDABLE), None)
+    if read is None:
+        pair = {"encoder": Choice(name="bag"), "tower": Choice(name="tokens")}
+        said = [f"encoder bag ({whole:,.0f} tokens are too many for a transformer on a CPU)"]
+    else:
+        encoder = Choice(name="joint")
+        pair = {
+            "encoder": encoder.with_options(dense_tokens=read) if read < MAX_TOKENS else encoder,
+            "tower": Choice(name="summed"),
+        }
+        said = [f"encoder joint, whose transformer reads the first {read} tokens of a text"]
+    return config.model_copy(update=pair), said
+
+
+def _total(lengths: Any, tokens: int) -> float:
+    return float(np.minimum(lengths, tokens).sum() + 2 * len(lengths))

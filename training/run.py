@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,10 @@ from dexml.kernels import choose
 from dexml.losses import LOSSES
 from dexml.metrics import precision_at
 from dexml.model import DualEncoder
-from dexml.types import Int64Array, LabelTable, Positives, Split
+from dexml.types import Features, Int64Array, LabelTable, Positives, Split
 from training import checkpoint
 from training.config import Config
+from training.early_stopping import BEST, Best
 from training.faults import not_finite
 from training.identity import describe, difference, fingerprint
 from training.negatives import within
@@ -113,6 +114,9 @@ class Run:
         self.step = 0
         self.optimizer = optimizer(self.method, config)
         self._precision: tuple[float, float, float] | None = None
+        self.stop_after: int | None = None  # the epoch after which a refit ends, where the watched run stopped early
+        self._best = Best()
+        self._features: dict[str, Features] = {}
         self.fingerprint = fingerprint(config, labels, train, validation)
         self.about = describe(config, labels, train, validation)
 
@@ -123,7 +127,7 @@ class Run:
         start = saved = time.monotonic()
         if self.step == 0:
             torch.manual_seed(self.config.seed)  # dropout draws from torch's one generator, whoever used it meanwhile
-        while self.step < self.steps:
+        while self.step < self.steps and not self._over():
             for rows in self.batches:
                 began = time.monotonic()
                 loss, gradient_norm = self._step(rows)
@@ -132,6 +136,7 @@ class Run:
                 end_of_epoch = self.step % len(self.batches) == 0
                 if end_of_epoch and self.validation is not None:
                     self._precision = self._validate()
+                    self._best.see(sum(self._precision), self.step // len(self.batches), self.method.trained)
                     validated = time.monotonic() - stepped
                 first, third, fifth = self._precision or (None, None, None)
                 progress = Progress(
@@ -159,7 +164,24 @@ class Run:
                 if time.monotonic() - saved > self.config.training.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
+        if self.stopped_early:
+            self._best.restore(self.method.trained)
         return True
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the watched rows gained nothing for `training.patience` epochs; the weights end as `best_epoch` had them."""
+        patience = self.config.training.patience
+        epoch = self.step // len(self.batches)
+        return patience is not None and self._best.epoch > 0 and epoch < self.epochs and epoch - self._best.epoch >= patience
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, counted from 1, after which the watched rows were answered best; 0 where none was watched."""
+        return self._best.epoch
+
+    def _over(self) -> bool:
+        return self.stopped_early or (self.stop_after is not None and self.step >= self.stop_after * len(self.batches))
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -173,10 +195,12 @@ class Run:
                 "step": self.step,
                 "batches": self.batches.state_dict(),
                 "precision": self._precision,
+                "best": [self._best.value, self._best.epoch],
+                "stop_after": self.stop_after,
                 "fingerprint": self.fingerprint,
                 "about": self.about,
             },
-            self.method.state(),
+            {**self.method.state(), **self._best.state()},
         )
         checkpoint.save(self.config.out, state, self.phase, self.step)
 
@@ -192,21 +216,38 @@ class Run:
         """Go on where a checkpoint was taken."""
         checkpoint.restore_parameters(self.method.trained, state.parameters)
         checkpoint.restore_optimizer(self.optimizer, self.method.trained, state.optimizer)
-        self.method.restore(state.extra)
+        self.method.restore({name: value for name, value in state.extra.items() if not name.startswith(BEST)})
         torch.set_rng_state(state.random)
         self.step = state.facts["step"]
         self.batches.load_state_dict(state.facts["batches"])
         self._precision = tuple(state.facts["precision"]) if state.facts["precision"] else None
+        self.stop_after = state.facts["stop_after"]
+        value, epoch = state.facts["best"]
+        self._best = Best(value, epoch, Best.weights_in(state.extra))
 
     @torch.inference_mode()
-    def embeddings(self) -> Tensor:
-        """Return unit rows float32 (L, D) of all labels: trained ones with their free vectors, the rest from their text."""
+    def embeddings(self, quick: bool = False) -> Tensor:
+        """Return unit rows float32 (L, D) of all labels: trained ones with their free vectors, the rest from their text.
+
+        `quick` reads the texts of the rest once for all validations, at the precision of training.
+        """
         tower = self.model.tower.eval()
         rows = torch.zeros(len(self.labels), self.model.dimension)
         rows[torch.from_numpy(self.seen)] = tower.labels(self.method.label_features(), trained=True).cpu()
         unseen = np.setdiff1d(np.arange(len(self.labels)), self.seen)
-        rows[torch.from_numpy(unseen)] = self.model.embed_labels([self.labels.texts[number] for number in unseen])
+        texts = [self.labels.texts[number] for number in unseen]
+        rows[torch.from_numpy(unseen)] = self._embedded("unseen", texts) if quick else self.model.embed_labels(texts)
         return rows
+
+    def _embedded(self, what: str, texts: Sequence[str]) -> Tensor:
+        """Return rows of "watched" queries or "unseen" labels for a validation: features of a frozen encoder are read once."""
+        watched = what == "watched"
+        if self.config.finetune.train != "none":
+            return self.model.embed_queries(texts)[0] if watched else self.model.embed_labels(texts)
+        if what not in self._features:
+            self._features[what] = self.model.encoder.encode_many(texts)
+        tower, features = self.model.tower.eval(), self._features[what]
+        return tower.queries(features) if watched else tower.labels(features, trained=False)
 
     def _step(self, rows: Int64Array) -> tuple[float, float]:
         """Take one step; return its loss and the norm of its gradient before any clipping."""
@@ -233,9 +274,9 @@ class Run:
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
         assert self.validation is not None
-        queries, _ = self.model.embed_queries(self.validation.texts)
+        queries = self._embedded("watched", self.validation.texts)
         kernels = choose()
-        prepared = kernels.prepare(self.embeddings(), copy="none")
+        prepared = kernels.prepare(self.embeddings(quick=True), copy="none")
         ranked = kernels.scan(queries, prepared, 5, 1.0).ids.numpy()
         truth = self.validation.positives
         return precision_at(ranked, truth, 1), precision_at(ranked, truth, 3), precision_at(ranked, truth, 5)

@@ -18,7 +18,10 @@ SPECIAL = 2  # [CLS] and [SEP], which the transformer reads and the bag does not
 
 
 class JointEncoder(Encoder):
-    """Dense features of a sentence-transformers model beside a bag; the options are those of the two."""
+    """Dense features of a sentence-transformers model beside a bag; the options are those of the two.
+
+    `dense_tokens` makes the transformer read less than the bag: the start of a text costs less than all of it.
+    """
 
     gives = frozenset({"bag", "dense"})
     tunable = True
@@ -33,17 +36,20 @@ class JointEncoder(Encoder):
         min_df: Annotated[int, Ge(1)] = 2,
         max_bigrams: Annotated[int, Ge(0)] = 150_000,
         max_tokens: Annotated[int, Ge(1)] = 254,
+        dense_tokens: Annotated[int, Ge(1)] | None = None,
         device: str = "cpu",
     ) -> None:
         self.bag = BagEncoder(bigrams=bigrams, min_df=min_df, max_bigrams=max_bigrams, max_tokens=max_tokens)
+        self.dense_tokens = dense_tokens
+        read = max_tokens if dense_tokens is None else min(max_tokens, dense_tokens)
         self.transformer = TransformerEncoder(
-            model=model, revision=revision, batch=batch, max_tokens=max_tokens + SPECIAL, device=device
+            model=model, revision=revision, batch=batch, max_tokens=read + SPECIAL, device=device
         )
 
     @property
     def max_tokens(self) -> int:
-        """The option, or less where the transformer reads less; both parts read the same."""
-        return min(self.bag.limit, self.transformer.max_tokens - SPECIAL)
+        """The option, or less where the transformer reads less; both parts read the same, unless `dense_tokens` is set."""
+        return self.bag.limit if self.dense_tokens is not None else min(self.bag.limit, self.transformer.max_tokens - SPECIAL)
 
     def fit(self, texts: Sequence[str]) -> None:
         """Fit the bag; the transformer is what it is."""

@@ -22,4 +22,5 @@ def on_huge_pages(tensor: Tensor) -> bool:
         return False
     first = -(-start // PAGE) * PAGE
     length = (start + size) // PAGE * PAGE - first
-    return ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _COLLAPSE) == 0
+    answer: int = ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _COLLAPSE)
+    return answer == 0
