@@ -77,9 +77,8 @@ def save(out: Path, checkpoint: Checkpoint, phase: int, step: int) -> Path:
         flush(place)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise InputError(
-            f"checkpoint: {target} cannot be written: {error.strerror or error}; {last_good(out)}, and --resume goes on from there"
-        ) from None
+        reason = error.strerror or error
+        raise InputError(f"checkpoint: {target} cannot be written: {reason}; {last_good(out)}; --resume goes on") from None
     for other in place.iterdir():
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
