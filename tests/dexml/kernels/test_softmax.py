@@ -234,7 +234,7 @@ def test_shapes_types_and_strides():
 
 
 def test_float64_and_gradients_are_the_reference_s():
-    scores = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    scores = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     assert torch.equal(NumbaKernels().softmax(scores, 0.1), ReferenceKernels().softmax(scores, 0.1))
     assert torch.autograd.gradcheck(lambda s: NumbaKernels().softmax(s, 0.1), scores.requires_grad_())
     single = scores.detach().float().requires_grad_()
