@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
+    from training.world import World
 
     Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
 
@@ -49,12 +50,16 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     from dexml.config import load
     from dexml.errors import InputError
     from training.config import Config, check, settle
+    from training.follow import follow, join
     from training.run import hold_out_rows
     from training.trackers import settle as settle_trackers
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     read = load(Config, config, settings)
     check(read)
+    world = join(read)
+    click.get_current_context().call_on_close(world.close)
+    console.quiet = not world.first
     trackers = settle_trackers(read.training.trackers)
     files = open_format(read.data.path, read.data.format)
     labels, split = files.labels(), files.read("train")
@@ -73,7 +78,10 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     console.print(f"[bold]{escape(str(read.data.path))}[/]: {len(split):,} training rows, {len(labels):,} labels")
     console.print(f"auto: {escape(said)}")
     with _interruptible() as interrupted:
-        _train_phases(settled, labels, split, phases, trackers, resume, console, interrupted)
+        if not world.first:
+            follow(settled, labels, phases, resume, interrupted, world)
+            return
+        _train_phases(settled, labels, split, phases, trackers, resume, console, interrupted, world)
 
 
 def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> bool:
@@ -101,6 +109,7 @@ def _train_phases(
     resume: bool,
     console: Console,
     interrupted: Callable[[], bool],
+    world: World,
 ) -> None:
     """Train on each phase's rows in turn and export the last one; an interrupt exports what there is and exits with 130."""
     from rich.markup import escape
@@ -126,7 +135,7 @@ def _train_phases(
         console.print(f"[bold]training {phase} of {len(phases)}[/], {what}" if len(phases) > 1 else "[bold]training[/]")
         began = time.monotonic()
         with console.status("reading texts into features"):
-            run = Run(config, labels, rows, validation, phase, numbers)
+            run = Run(config, labels, rows, validation, phase, numbers, world)
         run.stop_after = stop_after
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
@@ -152,7 +161,10 @@ def _train_phases(
         record.spent("features", read_in)
         with record.told(run, needs, lambda text: console.print(f"note: {escape(text)}")) as kept, shown(run, console) as seen:
             finished = run.go(both(kept, seen), interrupted)
+        if run.stopped_early:
+            console.print(f"stopped early: nothing was gained after epoch {run.best_epoch}, whose weights are kept")
         if finished and phase < len(phases):
+            stop_after = run.best_epoch if run.stopped_early else None
             del run  # two at a time are more than the forecast says
             continue
         if finished:
