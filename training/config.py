@@ -64,6 +64,8 @@ class TrainingSection(Section):
     checkpoint_seconds: Annotated[float, Gt(0)] = 120.0
     memory_gib: Annotated[float, Gt(0)] | Auto = "auto"
     """What the process may take, "auto" for what the machine has; a forecast before the first step refuses more."""
+    timeout_seconds: Annotated[float, Gt(0)] = 300.0
+    """How long a rank waits for another that is there and silent, such as the first while it validates or saves."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | Auto = "auto"
     """Who is told of every step; "auto" is TensorBoard where it is installed."""
 

@@ -14,15 +14,15 @@ from training.config import Config
 # Where a run is written, how often it is saved, who watches it and what its answers go through afterwards teach it nothing.
 UNTAUGHT: Mapping[str, Any] = {
     **dict.fromkeys(("name", "out", "examples", "index", "rerank", "data"), True),
-    "training": {"checkpoint_seconds", "trackers", "memory_gib"},
+    "training": {"checkpoint_seconds", "trackers", "memory_gib", "timeout_seconds"},
 }
 
 
 def fingerprint(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> str:
-    """Return a digest of everything that decides what a run learns: settings, texts, labels, versions and threads."""
+    """Return a digest of everything that decides what a run learns: settings, texts, labels and versions."""
     digest = hashlib.sha256()
     digest.update(config.model_dump_json(exclude=dict(UNTAUGHT)).encode())
-    digest.update(f"{torch.__version__} {torch.get_num_threads()}".encode())
+    digest.update(torch.__version__.encode())
     for split in [train, *([] if validation is None else [validation])]:
         for text in split.texts:
             digest.update(text.encode() + b"\0")

@@ -21,6 +21,7 @@ from torch import Tensor
 from dexml.errors import InputError
 from dexml.kernels.numba_slabs import SLAB_BYTES
 from dexml.losses.base import ScoreLoss
+from dexml.losses.sharded import ShardedLoss
 from dexml.types import Bag, Features, Int64Array
 from training.steps import FrozenFeatures, GradientCached
 
@@ -79,16 +80,23 @@ def forecast(run: Run, chunk: int | None = None) -> Forecast:
     """Return what `run` needs at its peak, with `chunk` tokens encoded at a time where it trains its encoder."""
     method, config = run.method, run.config
     device = method.device if isinstance(method, GradientCached) else torch.device("cpu")
-    batch, labels, dimension = run.batches.size, len(run.seen), run.model.dimension
+    batch, dimension = run.batches.size, run.model.dimension
+    labels = len(method.labels) if isinstance(method, FrozenFeatures) else len(run.seen)  # a rank has its own
     row = 4 * dimension
     scored = _most_scored(method, batch) if isinstance(method, GradientCached) else labels
     parts = _of_parameters(run)
+    if run.validation is not None:
+        best = sum(parameter.numel() * parameter.element_size() for parameter in method.trained.values())
+        parts.append(Part("best weights so far", best if device.type == "cpu" else 0, "validation.fraction to 0"))
     of_step = _tower_bytes(run, batch, scored) + PASSING * row * (batch + scored)
     parts.append(Part("label rows", max(of_step, AFTER * row * len(run.labels)), "tower.dimension"))
     if isinstance(method.loss, ScoreLoss):
         backend = method.loss.serving(*(torch.zeros(1, device=device).expand(count, dimension) for count in (batch, scored)))
         sizes = {"numba": COMPILED + SLAB_BYTES, "reference": 3 * 4 * batch * scored}
         parts.append(Part("scores", sizes.get(backend, 0), "training.batch"))
+    if isinstance(method.loss, ShardedLoss):
+        block = min(method.loss.block_bytes, 4 * batch * labels)
+        parts.append(Part("scores", 3 * block, "training.batch"))
     if isinstance(method, GradientCached):
         width = 4 * run.model.encoder.dense_width()
         parts.append(Part("rows and their gradient", 2 * width * (batch + scored), "finetune.negatives"))
@@ -96,6 +104,7 @@ def forecast(run: Run, chunk: int | None = None) -> Forecast:
         parts.append(Part("activations of a chunk", int(_token_bytes(method) * tokens), "finetune.chunk"))
     held, free = _on_gpu(device) if device.type == "cuda" else (resident(), available())
     asked = config.training.memory_gib
+    free //= run.world.local  # the ranks on this machine share it
     room = held + free if asked == "auto" else int(asked * GIB)
     return Forecast(held, tuple(parts), room, "on the GPU" if device.type == "cuda" else "of memory")
 

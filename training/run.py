@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches import Batches
 from data.validation import split_by_labels
@@ -25,6 +25,7 @@ from training.faults import not_finite
 from training.identity import describe, difference, fingerprint
 from training.negatives import within
 from training.steps import make_step, optimizer
+from training.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,15 @@ class Run:
         validation: Split | None,
         phase: int = 1,
         numbers: Int64Array | None = None,
+        world: World = ALONE,
     ) -> None:
-        """`numbers` (N) are the rows of `train` in the split they were taken from, for messages; counted from 0 by default."""
+        """`numbers` (N) are the rows of `train` in the split they were taken from, for messages; counted from 0 by default.
+
+        In a `world` of several ranks all of them make the same run and the same calls.
+        """
         torch.manual_seed(config.seed)
         self.config = config
+        self.world = world
         self.phase = phase
         self.labels = labels
         self.validation = validation
@@ -102,10 +108,10 @@ class Run:
             [*self.train.texts, *seen_texts],
         )
         if config.training.free_vectors:
-            self.model.tower.free_vectors(len(self.seen))
+            self.model.tower.free_vectors(len(self.seen[world.share(len(self.seen))]))
         excluded = None if self.train.excluded is None else within(self.train.excluded, self.seen)
         loss = LOSSES.build(config.loss.name, config.loss.options)
-        self.method = make_step(config, self.model, loss, self.train.texts, seen_texts, self.positives, excluded)
+        self.method = make_step(config, self.model, loss, self.train.texts, seen_texts, self.positives, excluded, world)
         epochs, batch = config.training.epochs, config.training.batch
         assert isinstance(epochs, int) and isinstance(batch, int), "settle comes before Run"
         self.epochs = epochs
@@ -118,13 +124,15 @@ class Run:
         self._best = Best()
         self._features: dict[str, Features] = {}
         self.fingerprint = fingerprint(config, labels, train, validation)
-        self.about = describe(config, labels, train, validation)
+        self.about = {**describe(config, labels, train, validation), "ranks": world.size}
 
     def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end and return True; or finish the step during which `interrupted` turned true, leave a checkpoint
         and return False.
         """
         start = saved = time.monotonic()
+        after = self.world.from_first(-1 if self.stop_after is None else self.stop_after)
+        self.stop_after = None if after < 0 else int(after)
         if self.step == 0:
             torch.manual_seed(self.config.seed)  # dropout draws from torch's one generator, whoever used it meanwhile
         while self.step < self.steps and not self._over():
@@ -158,10 +166,12 @@ class Run:
                     seconds=time.monotonic() - start,
                 )
                 report(progress)
-                if interrupted() and self.step < self.steps:
+                due = time.monotonic() - saved > self.config.training.checkpoint_seconds
+                stop, due = self.world.any(interrupted(), due)
+                if stop and self.step < self.steps:
                     self.save()
                     return False
-                if time.monotonic() - saved > self.config.training.checkpoint_seconds:
+                if due:
                     self.save()
                     saved = time.monotonic()
         if self.stopped_early:
@@ -184,11 +194,11 @@ class Run:
         return self.stopped_early or (self.stop_after is not None and self.step >= self.stop_after * len(self.batches))
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        trained = self.method.trained
+        """Write a checkpoint: the same of any number of ranks, by the first."""
+        trained, whole = self.method.trained, self.method.whole
         state = checkpoint.Checkpoint(
-            {name: value.detach().cpu() for name, value in trained.items()},
-            checkpoint.optimizer_tensors(self.optimizer, trained),
+            whole({name: value.detach().cpu() for name, value in trained.items()}),
+            whole(checkpoint.optimizer_tensors(self.optimizer, trained)),
             torch.get_rng_state(),
             {
                 "phase": self.phase,
@@ -200,22 +210,29 @@ class Run:
                 "fingerprint": self.fingerprint,
                 "about": self.about,
             },
-            {**self.method.state(), **self._best.state()},
+            whole({**self.method.state(), **self._best.state()}),
         )
-        checkpoint.save(self.config.out, state, self.phase, self.step)
+        if self.world.first:
+            checkpoint.save(self.config.out, state, self.phase, self.step)
 
     def knows(self, state: checkpoint.Checkpoint) -> bool:
         """Return whether a checkpoint was made by this very run: the same config, data and rows."""
-        return bool(state.facts["fingerprint"] == self.fingerprint)
+        made = state.facts.get("about", {})
+        # Bitwise the same takes as many threads; over several ranks sums are taken in another order anyway.
+        threads = made.get("threads") == self.about["threads"] or not made.get("ranks", 1) == self.world.size == 1
+        return bool(state.facts["fingerprint"] == self.fingerprint) and threads
 
     def difference(self, state: checkpoint.Checkpoint) -> str:
         """Return in words what tells a checkpoint that is not known from this run."""
         return difference(state.facts.get("about", {}), self.about)
 
     def resume(self, state: checkpoint.Checkpoint) -> None:
-        """Go on where a checkpoint was taken."""
-        checkpoint.restore_parameters(self.method.trained, state.parameters)
-        checkpoint.restore_optimizer(self.optimizer, self.method.trained, state.optimizer)
+        """Go on where a checkpoint was taken. Raises InputError where ranks were given different ones."""
+        if not self.world.agrees(state.facts["step"]):
+            raise InputError("--resume: the ranks see different checkpoints; `out` must be one folder for all of them")
+        part = self.method.part
+        checkpoint.restore_parameters(self.method.trained, part(state.parameters))
+        checkpoint.restore_optimizer(self.optimizer, self.method.trained, part(state.optimizer))
         self.method.restore({name: value for name, value in state.extra.items() if not name.startswith(BEST)})
         torch.set_rng_state(state.random)
         self.step = state.facts["step"]
@@ -223,17 +240,21 @@ class Run:
         self._precision = tuple(state.facts["precision"]) if state.facts["precision"] else None
         self.stop_after = state.facts["stop_after"]
         value, epoch = state.facts["best"]
-        self._best = Best(value, epoch, Best.weights_in(state.extra))
+        self._best = Best(value, epoch, Best.weights_in(part(state.extra)))
 
     @torch.inference_mode()
     def embeddings(self, quick: bool = False) -> Tensor:
         """Return unit rows float32 (L, D) of all labels: trained ones with their free vectors, the rest from their text.
 
-        `quick` reads the texts of the rest once for all validations, at the precision of training.
+        `quick` reads the texts of the rest once for all validations, at the precision of training. Of several ranks the first
+        gets the rows, and the others none (0, D).
         """
         tower = self.model.tower.eval()
+        trained = self.method.gathered(tower.labels(self.method.label_features(), trained=True).cpu())
+        if not self.world.first:
+            return trained
         rows = torch.zeros(len(self.labels), self.model.dimension)
-        rows[torch.from_numpy(self.seen)] = tower.labels(self.method.label_features(), trained=True).cpu()
+        rows[torch.from_numpy(self.seen)] = trained
         unseen = np.setdiff1d(np.arange(len(self.labels)), self.seen)
         texts = [self.labels.texts[number] for number in unseen]
         rows[torch.from_numpy(unseen)] = self._embedded("unseen", texts) if quick else self.model.embed_labels(texts)
@@ -256,8 +277,7 @@ class Run:
         value = self.method.backward(rows)
         if not np.isfinite(value):
             raise self._not_finite("loss", value, rows)
-        trained = self.method.trained.values()
-        norm = float(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
+        norm = self.method.gradient_norm()
         if not np.isfinite(norm):
             raise self._not_finite("gradient norm", norm, rows)
         self.method.clip()
@@ -274,12 +294,14 @@ class Run:
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float, float]:
         assert self.validation is not None
-        queries = self._embedded("watched", self.validation.texts)
-        kernels = choose()
-        prepared = kernels.prepare(self.embeddings(quick=True), copy="none")
-        ranked = kernels.scan(queries, prepared, 5, 1.0).ids.numpy()
-        truth = self.validation.positives
-        return precision_at(ranked, truth, 1), precision_at(ranked, truth, 3), precision_at(ranked, truth, 5)
+        rows, found = self.embeddings(quick=True), [0.0, 0.0, 0.0]
+        if self.world.first:
+            queries = self._embedded("watched", self.validation.texts)
+            kernels = choose()
+            ranked = kernels.scan(queries, kernels.prepare(rows, copy="none"), 5, 1.0).ids.numpy()
+            found = [precision_at(ranked, self.validation.positives, k) for k in (1, 3, 5)]
+        first, third, fifth = (self.world.from_first(value) for value in found)
+        return first, third, fifth
 
 
 def _renumbered(positives: Positives, seen: Int64Array) -> Positives:

@@ -19,6 +19,7 @@ from training import negatives
 from training.accelerator import accelerator
 from training.config import Config, FinetuneSection
 from training.gradient_cache import Chunk, Texts, cached_backward, rows_of
+from training.world import World
 
 RATES = {"full": 5e-5, "ssf": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
 BLOCK = 8192  # queries embedded at a time while negatives are mined
@@ -41,9 +42,25 @@ class Step(ABC):
         """Shorten a gradient that is too long."""
         return None
 
+    def gradient_norm(self) -> float:
+        """Return the length of the gradient of all that is trained."""
+        return float(nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None]))
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all trained labels, given those of this process's `label_features`."""
+        return rows
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps of this process's parameters, moments or other state, by name."""
+        return tensors
+
+    def part(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return this process's part of what `whole` made."""
+        return tensors
+
     @abstractmethod
     def label_features(self) -> Features:
-        """Return the features of all trained labels, as the model has them now, in evaluation."""
+        """Return the features of this process's trained labels, as the model has them now, in evaluation."""
 
     @abstractmethod
     def groups(self) -> list[dict[str, Any]]:
@@ -261,8 +278,13 @@ def make_step(
     labels: Sequence[str],
     positives: Positives,
     excluded: Positives | None,
+    world: World,
 ) -> Step:
     """Return the step that `finetune.train` asks for, over the training `texts` (N), trained `labels` (L), pairs (N, L)."""
+    if world.size > 1:
+        from training.sharded import ShardedFeatures  # which builds on this module
+
+        return ShardedFeatures(config, model, loss, texts, labels, positives, world)
     if config.finetune.train == "none":
         return FrozenFeatures(config, model, loss, texts, labels, positives)
     return GradientCached(config, model, loss, texts, labels, positives, excluded)
