@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,7 @@ class Trackers:
     ) -> None:
         self._warn = warn
         self._open: list[Any] = []
+        self._hook = threading.excepthook
         if not names:
             return
         module = importlib.import_module("accelerate.tracking")
@@ -78,6 +81,7 @@ class Trackers:
                 reason = " ".join(str(error).split())[:200]
                 raise InputError(f"training.trackers: {name} cannot start ({type(error).__name__}: {reason})") from error
             self._open.append(tracker)
+        threading.excepthook = self._of_thread
 
     def write(self, now: Progress) -> None:
         """Log a step, and the validation after it."""
@@ -99,6 +103,8 @@ class Trackers:
             except Exception as error:  # it must not end hours of training
                 self._warn(f"{tracker.name} stopped at step {now.step}: {error}")
                 self._open.remove(tracker)
+                with suppress(Exception):
+                    tracker.finish()
 
     def close(self) -> None:
         """Close them, so that all that was logged is there."""
@@ -108,3 +114,10 @@ class Trackers:
             except Exception as error:  # it must not hide why the training stopped
                 self._warn(f"{tracker.name} could not be closed: {error}")
         self._open.clear()
+        threading.excepthook = self._hook
+
+    def _of_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Say nothing of a thread that writes TensorBoard's files: the next step meets the same error, and it is a line."""
+        if type(failure.thread).__module__.startswith("tensorboard."):
+            return
+        self._hook(failure)
