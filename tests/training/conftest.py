@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from training.run import Progress
 
 WORDS = (
     "how to do please explain with an example a fast way of my question is about and then sorting ordering arrays fourier "
@@ -79,3 +82,30 @@ def tuning_config(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tin
     config = root / "tuning.toml"
     config.write_text(FINETUNE.format(out=root / "run", data=tiny_data, model=tiny_transformer), encoding="utf-8")
     return config
+
+
+def made_progress(step: int, *, phase: int = 1, validated: float | None = None) -> Progress:
+    return Progress(
+        phase=phase,
+        step=step,
+        steps=10,
+        epoch=1 + (step - 1) // 5,
+        epochs=2,
+        loss=1 / step,
+        rate=1e-3 * step,
+        gradient_norm=0.5,
+        queries=16,
+        scores=160,
+        step_seconds=0.25,
+        validation_seconds=validated,
+        precision_1=None if validated is None else 50.0,
+        precision_3=None if validated is None else 40.0,
+        precision_5=None if validated is None else 30.0,
+        seconds=float(step),
+    )
+
+
+@pytest.fixture
+def progress() -> Callable[..., Progress]:
+    """Make what a run says after a step that never was."""
+    return made_progress

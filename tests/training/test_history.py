@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,33 +12,14 @@ from dexml.errors import InputError
 from training.history import FILE, History, read
 from training.run import Progress
 
-
-def progress(step: int, *, phase: int = 1, validated: float | None = None) -> Progress:
-    return Progress(
-        phase=phase,
-        step=step,
-        steps=10,
-        epoch=1 + (step - 1) // 5,
-        epochs=2,
-        loss=1 / step,
-        rate=1e-3 * step,
-        gradient_norm=0.5,
-        queries=16,
-        scores=160,
-        step_seconds=0.25,
-        validation_seconds=validated,
-        precision_1=None if validated is None else 50.0,
-        precision_3=None if validated is None else 40.0,
-        precision_5=None if validated is None else 30.0,
-        seconds=float(step),
-    )
+Make = Callable[..., Progress]
 
 
 def places(out: Path) -> list[tuple[str, int, int]]:
     return [(line["kind"], line["phase"], line["step"]) for line in read(out)]
 
 
-def test_every_step_and_validation_is_there_as_soon_as_it_is_written(tmp_path: Path):
+def test_every_step_and_validation_is_there_as_soon_as_it_is_written(tmp_path: Path, progress: Make):
     history = History(tmp_path)
     history.write(progress(1))
     history.write(progress(2, validated=0.125))
@@ -61,7 +43,7 @@ def test_every_step_and_validation_is_there_as_soon_as_it_is_written(tmp_path: P
     history.close()
 
 
-def test_going_on_cuts_what_came_after_the_checkpoint_and_a_torn_line(tmp_path: Path):
+def test_going_on_cuts_what_came_after_the_checkpoint_and_a_torn_line(tmp_path: Path, progress: Make):
     assert read(tmp_path) == []
     history = History(tmp_path)
     for phase in (1, 2):
@@ -86,7 +68,7 @@ def test_going_on_cuts_what_came_after_the_checkpoint_and_a_torn_line(tmp_path: 
     History(tmp_path, after=(3, 4)).close()
 
 
-def test_a_new_run_starts_anew(tmp_path: Path):
+def test_a_new_run_starts_anew(tmp_path: Path, progress: Make):
     for _ in range(2):
         history = History(tmp_path)
         history.write(progress(1))
