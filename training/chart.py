@@ -81,7 +81,8 @@ class _Axis:
         """Return round values inside, `about` so many."""
         if self.logarithmic and self.high - self.low >= 1:
             steps = (1, 2, 5) if self.high - self.low < 2 else (1,)
-            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            every = math.ceil((self.high - self.low) / about)
+            powers = range(math.floor(self.low), math.ceil(self.high) + 1, every)
             return [step * 10.0**power for power in powers for step in steps if self._inside(math.log10(step * 10.0**power))]
         low, high = (10**self.low, 10**self.high) if self.logarithmic else (self.low, self.high)
         rough = (high - low) / about

@@ -96,6 +96,8 @@ class Record:
 
         try:
             yield report
+            if run.validation is not None:
+                self.facts["phases"][str(run.phase)]["best epoch"] = run.best_epoch
         finally:
             history.close()
             trackers.close()
