@@ -289,6 +289,29 @@ def test_every_text_has_the_contrast_of_wcag_aa(open_page, stand_in, scheme: str
     assert page.evaluate(CONTRAST) == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_of_a_training_fetches_nothing_and_reads_well_on_a_phone(browser, tiny_bundle, scheme: str):
+    report = tiny_bundle.parent / "report.html"
+    for width in (320, 1200):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page, asked, complaints = context.new_page(), [], []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
+        page.goto(report.as_uri())
+        assert page.locator("svg").count() == 3 and page.locator("h1").inner_text() == "tiny"
+        for heading in page.locator("summary").all():
+            heading.click()
+        assert page.locator("text=training.weight_decay").is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CONTRAST) == []
+        smallest = "Math.min(...[...document.querySelectorAll('svg text')].map((e) => e.getBoundingClientRect().height))"
+        assert page.evaluate(smallest) >= 9, "numbers on an axis can be read"
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and complaints == []
+        if folder := os.environ.get("DEXML_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"report-{scheme}-{width}.png", full_page=True)
+        context.close()
+
+
 @pytest.mark.skipif("DEXML_SCREENSHOTS" not in os.environ, reason="DEXML_SCREENSHOTS names no folder")
 def test_screenshots(open_page, stand_in):
     folder = Path(os.environ["DEXML_SCREENSHOTS"])
