@@ -262,7 +262,7 @@ class GradientCached(Step):
         own, whole = (sum(p.numel() for p in some) for some in (self.own, self.network.module.parameters()))
         against = {"all": "all labels", "in-batch": "the batch's positives", "mined": "mined and in-batch negatives"}
         return (
-            f"fine-tuning ({self.tuned.train}) {own:,} of the encoder's {whole:,} parameters ({100 * own / whole:.2g}%) "
+            f"fine-tuning ({self.tuned.train}) {own:,} of the encoder's {whole:,} parameters ({100 * own / whole:.3g}%) "
             f"against {against[self.tuned.negatives]}, {self.labels.budget:,} tokens at a time, {self.where}"
         )
 
