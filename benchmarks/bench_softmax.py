@@ -36,6 +36,7 @@ QUICK = ("64x8192", "16x131072", "4x1048576", "1x4194304")
 TWO, STORED, RECOMPUTED = "two passes", "three passes, stored", "three passes, recomputed"
 KERNELS = {TWO: numba_softmax.TWO, STORED: numba_softmax.THREE, RECOMPUTED: numba_softmax.RECOMPUTED}
 PATIENCE = 5  # tries of a timing that other processes disturb
+SETTLE = 0.02  # seconds before a timing
 SHORTEST = 2e-3  # seconds that a timing takes at least, by repeating the call
 
 
@@ -75,9 +76,12 @@ def ways_of(scores: Tensor, out: Tensor) -> dict[str, Callable[[], Any]]:
 def timed(call: Callable[[], Any], number: int) -> tuple[float, bool]:
     """Return the seconds of a call and whether it was let run: one that lost its core to another process is tried again.
 
-    After PATIENCE tries the last one counts, and is counted. The memory's bandwidth may still be shared.
+    After PATIENCE tries the last one counts, and is counted. The memory's bandwidth may still be shared. Torch and numba
+    have threads of their own, which spin on for milliseconds after a call: those of the way before are let fall asleep.
     """
     for _ in range(PATIENCE):
+        time.sleep(SETTLE)
+        call()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         start = time.perf_counter()
         for _ in range(number):
@@ -85,7 +89,6 @@ def timed(call: Callable[[], Any], number: int) -> tuple[float, bool]:
         seconds = (time.perf_counter() - start) / number
         if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before:
             return seconds, True
-        time.sleep(seconds / 4)
     return seconds, False
 
 
