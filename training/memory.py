@@ -100,7 +100,7 @@ def forecast(run: Run, chunk: int | None = None) -> Forecast:
     if isinstance(method, GradientCached):
         width = 4 * run.model.encoder.dense_width()
         parts.append(Part("rows and their gradient", 2 * width * (batch + scored), "finetune.negatives"))
-        tokens = method.labels.budget if chunk is None else chunk
+        tokens = min(_most_tokens(method, batch, scored), method.labels.budget if chunk is None else chunk)
         parts.append(Part("activations of a chunk", int(_token_bytes(method) * tokens), "finetune.chunk"))
     held, free = _on_gpu(device) if device.type == "cuda" else (resident(), available())
     asked = config.training.memory_gib
@@ -183,13 +183,20 @@ def _tower_bytes(run: Run, batch: int, labels: int) -> int:
     return int(per_query * batch + per_label * labels)
 
 
+def _most_tokens(method: GradientCached, batch: int, scored: int) -> int:
+    """Return the most tokens that one side of a step has, so that no chunk is larger."""
+    sides = (method.queries.lengths, batch), (method.labels.lengths, scored)
+    return max(int(np.sort(lengths)[-count:].sum()) for lengths, count in sides)
+
+
 def _token_bytes(method: GradientCached) -> float:
     """Return what autograd keeps of a token of the longest texts, while the encoder trains."""
     sizes = []
     method.network.module.train()
+    texts = max((method.queries, method.labels), key=lambda side: int(side.lengths.max()))
     for count in (1, 3):
-        longest = np.argsort(-method.labels.lengths, kind="stable")[:count]
-        chunk = method.labels.chunks(longest)[0].to(method.device)
+        longest = np.argsort(-texts.lengths, kind="stable")[:count]
+        chunk = texts.chunks(longest)[0].to(method.device)
         tokens = max(value.shape[0] * value.shape[1] for value in chunk.tokens.values() if isinstance(value, Tensor))
         sizes.append((tokens, kept_by_autograd(partial(method.encode, chunk), method.trained)))
     (few, less), (many, more) = sizes
