@@ -91,7 +91,8 @@ def test_a_chunk_is_halved_until_it_fits_and_a_resumed_run_keeps_it(tuning_confi
         return next(part.size for part in memory.forecast(run, chunk).parts if part.option == "finetune.chunk")
 
     run = sized()
-    assert activations(16384) == pytest.approx(2 * activations(8192), rel=0.01) > 64 << 20, "memory grows with the chunk"
+    assert activations(16384) == pytest.approx(2 * activations(8192), rel=0.01), "memory grows with the chunk"
+    assert activations(8192) > 32 << 20
     assert activations(1 << 30) < 4 * activations(32768), "but no chunk is larger than a step"
     room = (memory.forecast(run, 16384).needs + memory.forecast(run, 8192).needs) / 2 / GIB
     run.config = run.config.model_copy(update={"training": run.config.training.model_copy(update={"memory_gib": room})})
