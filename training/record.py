@@ -79,7 +79,6 @@ class Record:
             "watched rows": 0 if run.validation is None else len(run.validation),
             "trained labels": len(run.seen),
             "trained parameters": sum(parameter.numel() for parameter in run.method.trained.values()),
-            "features": run.model.encoder.width(),
             "dimension": run.model.dimension,
             "steps": run.steps,
         }
