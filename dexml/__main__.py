@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
     "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
     "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
+    "export": ("training.graph_cli:export", "Write a bundle's encoder as an ONNX graph, checked against torch."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),
     "info": ("index.cli:info", "Say what is in a bundle, and what this machine runs it with."),

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,9 +97,7 @@ def publish(
     `facts` go into the manifest (index, rerank, temperature, data, training, …); `save_index` fills the index folder. Raises
     InputError when the disk is full or cannot be written; `root` is then as it was.
     """
-    scratch, old = root.with_name(f"{root.name}.tmp"), root.with_name(f"{root.name}.old")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _published(root) as scratch:
         (scratch / "index").mkdir(parents=True)
         _fill(scratch, model, labels, train_counts, embeddings, save_index)
         manifest = Manifest(
@@ -108,8 +107,32 @@ def publish(
             dimension=model.dimension,
             files=_sealed(scratch),
             **facts,
-        ).sealed()
-        manifest.write(scratch / manifest_of.FILE)
+        )
+        manifest.sealed().write(scratch / manifest_of.FILE)
+
+
+def extend(path: Path, add: Callable[[Path], None]) -> Bundle:
+    """Publish the bundle at `path` anew, in its place, with what `add` writes into the folder it is given; return it opened.
+
+    Files are linked, not copied: `add` must not write into one that is there, but remove it and write another. Raises
+    InputError as `open` does, and when the disk is full or cannot be written; the bundle is then as it was.
+    """
+    root, manifest = manifest_of.verify(path.resolve())
+    with _published(root) as scratch:
+        shutil.copytree(root, scratch, copy_function=_link, ignore=shutil.ignore_patterns(".*"))  # what desktops left there
+        (scratch / manifest_of.FILE).unlink()
+        add(scratch)
+        manifest.model_copy(update={"files": _sealed(scratch)}).sealed().write(scratch / manifest_of.FILE)
+    return Bundle.open(root)
+
+
+@contextmanager
+def _published(root: Path) -> Iterator[Path]:
+    """Give the name of a folder to be made and filled beside `root`; then flush it and rename it there."""
+    scratch, old = root.with_name(f"{root.name}.tmp"), root.with_name(f"{root.name}.old")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        yield scratch
         for path in (scratch / manifest_of.FILE, *(folder for folder in scratch.rglob("*") if folder.is_dir()), scratch):
             manifest_of.flush(path)
         if root.exists():
@@ -121,6 +144,17 @@ def publish(
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _fill(

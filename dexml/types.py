@@ -175,7 +175,8 @@ class Features:
     def __post_init__(self) -> None:
         if self.dense is None and self.bag is None:
             raise ValueError("features need a dense part or a bag")
-        if self.dense is not None and self.bag is not None and len(self.dense) != len(self.bag):
+        # By shape: `len` would make numbers of the sizes that an exported graph leaves open (dexml/onnx_graph.py).
+        if self.dense is not None and self.bag is not None and self.dense.shape[0] != self.bag.offsets.shape[0] - 1:
             raise ValueError(f"features: {len(self.dense)} dense rows but {len(self.bag)} bags")
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ def rows(key: str, compute: Callable[[], Tensor]) -> Tensor:
     kept = _read(path)
     if kept is not None:
         return kept
-    made = compute().contiguous()
+    made = compute().contiguous().clone()  # a copy: autograd refuses rows that were made in inference mode
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({"rows": made}, scratch, metadata={"sha256": _digest(made)})

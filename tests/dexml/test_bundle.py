@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dexml.bundle import Bundle
+from dexml.bundle import Bundle, extend
 from dexml.errors import InputError
 
 
@@ -158,3 +158,25 @@ def test_publishing_again_replaces_the_old_bundle_and_leaves_nothing_behind(tiny
     assert torch.equal(Bundle.open(tmp_path / "again").embeddings, -opened.embeddings)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
     assert json.loads((tmp_path / "again" / "manifest.json").read_text())["dimension"] == 32
+
+
+def test_a_bundle_grows_whole_or_not_at_all(bundle: Path):
+    before = Bundle.open(bundle)
+    weights = (bundle / "embeddings.safetensors").stat().st_ino
+    (bundle / ".DS_Store").write_bytes(b"left by a desktop")
+    grown = extend(bundle, lambda folder: (folder / "encoder" / "more.bin").write_bytes(b"more") and None)
+    assert grown.root == bundle and grown.name != before.name
+    assert set(grown.manifest.files) - set(before.manifest.files) == {"encoder/more.bin"}
+    assert (bundle / "embeddings.safetensors").stat().st_ino == weights, "linked, not copied"
+    assert grown.manifest.training == before.manifest.training
+
+    for error in (InputError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")):
+
+        def fail(folder: Path, error: BaseException = error) -> None:
+            (folder / "half.bin").write_bytes(b"half")
+            raise error
+
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            extend(bundle, fail)
+        assert Bundle.open(bundle).name == grown.name
+        assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]

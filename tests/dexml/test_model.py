@@ -18,26 +18,6 @@ from dexml.model import DualEncoder
 TEXTS = ["Sorting arrays quickly.", "the fast Fourier transform of a signal", "a"]
 
 
-@pytest.fixture(scope="session")
-def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence-transformers folder of 32 dimensions with random weights and MiniLM's tokenizer."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("transformer")
-    config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=128
-    )
-    BertModel(config).save_pretrained(root / "bert")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        shutil.copyfile(minilm.locate() / name, root / "bert" / name)
-    model = SentenceTransformer(modules=[Transformer(str(root / "bert")), Pooling(32)], device="cpu")
-    model.save(str(root / "model"), create_model_card=False)
-    return root / "model"
-
-
 def options(encoder: str, transformer: Path) -> dict[str, object]:
     return {"bag": {}, "transformer": {"model": str(transformer)}, "joint": {"model": str(transformer)}}[encoder]
 
@@ -127,6 +107,13 @@ def test_features_are_computed_once_and_a_damaged_cache_is_computed_again(tmp_pa
     path.write_bytes(b"nonsense")
     assert torch.equal(feature_cache.rows("key", compute), torch.arange(6.0).reshape(2, 3))
     assert len(calls) == 3
+
+
+def test_new_rows_can_be_trained_on_like_kept_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        rows = feature_cache.rows("key", torch.inference_mode()(lambda: torch.ones(2, 3) * 2))
+        (rows @ torch.ones(3, requires_grad=True)).sum().backward()
 
 
 def test_minilm_with_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
