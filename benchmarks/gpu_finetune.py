@@ -43,7 +43,12 @@ def rows(sizes: tuple[int, ...] = LABELS[:2], device_name: str = "cuda") -> Iter
     whole = None
     for labels in sizes:
         step = _Step(encoder, accelerator, device, labels)
-        row = {"what": f"full fine-tuning, {labels} labels", "labels": labels, "chunk": CHUNK, **step.timed(cached=True)}
+        row: dict[str, Any] = {
+            "what": f"full fine-tuning, {labels} labels",
+            "labels": labels,
+            "chunk": CHUNK,
+            **step.timed(cached=True),
+        }
         row["again"] = step.again()
         if labels == WHOLE_GRAPH_AT:
             whole = step.timed(cached=False)
