@@ -1,7 +1,7 @@
 """dexml beside PECOS and omikuji on one data set: the same rows, the same metrics, the same two cores.
 
 usage: python benchmarks/bench_peers.py FOLDER [--config training/configs/cpu.toml] [--seeds 0 1 2]
-FOLDER holds a data set in the layout of METHODS §5, "DEXML". The peers get an environment of their own (.venv-peers).
+FOLDER holds a data set in any format that dexml reads. The peers get an environment of their own (.venv-peers).
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse
 from machine import describe, write_result
 from rich.console import Console
 from rich.table import Table
 
 from data import open_format
 from dexml import metrics
+from dexml.types import Split
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".venv-peers"
@@ -28,15 +30,27 @@ PEERS = ROOT / ".venv-peers"
 WHEELS = [(ROOT / "requirements" / "torch.txt").read_text().strip(), "libpecos==1.2.8", "omikuji==0.5.2", "scikit-learn==1.5.2"]
 
 
-def peers(folder: Path) -> dict[str, dict[str, object]]:
-    """Return ranked ids and seconds of each peer."""
+def hand_over(train: Split, test: Split, folder: Path) -> None:
+    """Write what the peers read: a text a line, and the labels of the training rows (N, L)."""
+    for name, split in (("train", train), ("test", test)):
+        lines = (" ".join(text.split()) for text in split.texts)  # a text may hold line ends
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    positives = train.positives
+    ones = np.ones(len(positives.indices), dtype=np.float32)
+    shape = (len(train), positives.num_labels)
+    scipy.sparse.save_npz(folder / "labels.npz", scipy.sparse.csr_matrix((ones, positives.indices, positives.indptr), shape))
+
+
+def peers(train: Split, test: Split) -> dict[str, dict[str, object]]:
+    """Return ranked ids (N, 100) and seconds of each peer."""
     python = PEERS / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(PEERS)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *WHEELS], check=True)
     with tempfile.TemporaryDirectory() as out:
         script = Path(__file__).parent / "peers" / "linear.py"
-        subprocess.run([str(python), str(script), str(folder), out], check=True, capture_output=True)
+        hand_over(train, test, Path(out))
+        subprocess.run([str(python), str(script), out], check=True, stdout=subprocess.DEVNULL)
         seconds = json.loads((Path(out) / "seconds.json").read_text())
         return {name: {"ranked": np.load(Path(out) / f"{name}.npy"), **spent} for name, spent in seconds.items()}
 
@@ -66,10 +80,11 @@ def main() -> None:
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
     files = open_format(folder)
-    train, truth = files.read("train").positives, files.read("test").positives
-    weights = metrics.propensity_weights(train.counts(), len(train), *metrics.DEFAULT_PROPENSITY)
+    train, test = files.read("train"), files.read("test")
+    truth, counts = test.positives, train.positives.counts()
+    weights = metrics.propensity_weights(counts, len(train), *metrics.DEFAULT_PROPENSITY)
     rows: dict[str, dict[str, float]] = {}
-    for name, answer in peers(folder).items():
+    for name, answer in peers(train, test).items():
         figures = dict(metrics.table(np.asarray(answer["ranked"]), truth, weights))
         rows[name] = {**figures, "train": float(str(answer["train"])), "predict": float(str(answer["predict"]))}
     runs = [ours(folder, chosen.config.resolve(), seed) for seed in chosen.seeds]

@@ -1,6 +1,7 @@
 """PECOS XR-Linear and omikuji Parabel on tf-idf 1-2-grams; runs in an environment of its own (see bench_peers.py).
 
-usage: python linear.py FOLDER OUT     FOLDER: METHODS §5, "DEXML"; OUT: a folder for NAME.npy (N, 100) and seconds.json
+usage: python linear.py FOLDER
+FOLDER holds train.txt and test.txt, a text a line, and labels.npz (N, L); NAME.npy (N, 100) and seconds.json are put there.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ DEPTH, BEAM, THREADS = 100, 20, 2
 def read(folder: Path) -> tuple[sp.csr_matrix, sp.csr_matrix, sp.csr_matrix]:
     """Return tf-idf rows of the training and test texts, and the training labels."""
     train, test = (
-        [line.rstrip("\n") for line in (folder / "raw" / name).open(encoding="utf-8", newline="\n")]
-        for name in ("trn_X.txt", "tst_X.txt")
+        [line.rstrip("\n") for line in (folder / name).open(encoding="utf-8", newline="\n")]
+        for name in ("train.txt", "test.txt")
     )
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
     rows = [sp.csr_matrix(matrix) for matrix in (vectorizer.fit_transform(train), vectorizer.transform(test))]
     for matrix in rows:
         matrix.sort_indices()
-    labels = sp.csr_matrix(sp.load_npz(folder / "Y.trn.npz"), dtype=np.float32)
-    labels.data[:] = 1
+    labels = sp.csr_matrix(sp.load_npz(folder / "labels.npz"), dtype=np.float32)
     return rows[0], rows[1], labels
 
 
@@ -83,16 +83,16 @@ def omikuji(train: sp.csr_matrix, test: sp.csr_matrix, labels: sp.csr_matrix) ->
     return padded(rows), trained - start, time.perf_counter() - start_predict
 
 
-def main(folder: Path, out: Path) -> None:
+def main(folder: Path) -> None:
     """Run both peers and leave their answers."""
     train, test, labels = read(folder)
     seconds = {}
     for name, peer in (("PECOS XR-Linear", pecos), ("omikuji Parabel", omikuji)):
         ranked, training, prediction = peer(train, test, labels)
-        np.save(out / f"{name}.npy", ranked)
+        np.save(folder / f"{name}.npy", ranked)
         seconds[name] = {"train": training, "predict": prediction}
-    (out / "seconds.json").write_text(json.dumps(seconds))
+    (folder / "seconds.json").write_text(json.dumps(seconds))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

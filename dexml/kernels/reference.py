@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from dexml.kernels.base import Kernels, Prepared
-from dexml.kernels.checks import check_ids, check_k, check_labels, check_pairs, check_products, check_queries
+from dexml.kernels.checks import (
+    check_ids,
+    check_k,
+    check_labels,
+    check_pairs,
+    check_products,
+    check_queries,
+    check_temperature,
+)
 from dexml.types import Positives, Problem, TopK
 
 
@@ -96,6 +104,7 @@ class ReferenceKernels(Kernels):
 
     def softmax(self, scores: Tensor, temperature: float = 1.0) -> Tensor:
         """Return torch.softmax(scores/τ, -1), and zeros for a row that is −∞ throughout."""
+        check_temperature(temperature)
         exact = at_least_float32(scores).double() / temperature
         result = torch.softmax(exact, -1)
         result = torch.where((exact == -math.inf).all(-1, keepdim=True), 0.0, result)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dexml.errors import InputError
 from dexml.kernels.base import Kernels, Prepared
-from dexml.kernels.checks import check_ids, check_k, check_labels, check_products, check_queries
+from dexml.kernels.checks import check_ids, check_k, check_labels, check_products, check_queries, check_temperature
 from dexml.kernels.reference import ReferenceKernels
 from dexml.types import Positives, Problem, TopK
 
@@ -93,6 +93,7 @@ class TritonKernels(Kernels):
         """Return torch.softmax(scores/τ, -1), float32; a row of −∞ alone gives zeros."""
         from dexml.kernels.triton_softmax import softmax
 
+        check_temperature(temperature)
         return softmax(scores, temperature)
 
     def negative_lse(self, queries: Tensor, labels: Tensor, positives: Positives, temperature: float) -> Tensor:
@@ -116,6 +117,7 @@ class TritonKernels(Kernels):
             return ReferenceKernels().topk_threshold(queries, labels, k, alpha, temperature)
         from dexml.kernels.triton_losses import threshold_and_pairs
 
+        check_k(k)
         check_products(queries, labels, temperature)
         none = Positives.from_rows([[]] * len(queries), len(labels))
         return threshold_and_pairs(queries, labels, none, k, alpha, temperature, "float32")[0]

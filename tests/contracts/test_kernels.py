@@ -342,3 +342,9 @@ def test_softmax_of_odd_inputs(kernels):
     assert torch.allclose(kernels.softmax(columns, 0.3), torch.softmax(columns / 0.3, -1), rtol=1e-5)
     assert torch.allclose(kernels.softmax(columns.half()), torch.softmax(columns.half().float(), -1), rtol=1e-5)
     assert kernels.softmax(columns.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_softmax_refuses_a_temperature_that_is_none(kernels, temperature):
+    with pytest.raises(InputError, match="temperature must be a finite number above 0"):
+        kernels.softmax(torch.ones(2, 3), temperature)
