@@ -1,6 +1,7 @@
 """Losses forward and backward against their published formulas written naively in torch: time, and memory beyond gradients.
 
 python benchmarks/bench_losses.py [--batch 256] [--labels 131072] [--repeats 5]
+python benchmarks/bench_losses.py --draw    # docs/img/losses.png from the JSON of the last run
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import json
+import os
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from machine import describe, write_result
+from plots import ratio_bars
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -24,6 +29,7 @@ from dexml.losses import LOSSES
 from dexml.types import Positives
 
 T, K, ALPHA = 0.05, 5, 2.0
+NAMES = {"decoupled_softmax": "decoupled softmax", "soft_topk": f"soft top-{K}", "softmax": "softmax", "bce": "cross-entropy"}
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -105,15 +111,37 @@ def peak_mib(step: Callable[[], None]) -> float:
     return peak
 
 
+def draw(result: dict[str, Any]) -> Path:
+    """Draw both precisions of every loss beside its naive formula, memory in the names, to docs/img (or $OUT)."""
+    groups: dict[str, dict[str, float]] = {}
+    memory = {(row["loss"], row["way"]): row["beyond_gradients_mib"] for row in result["table"]}
+    for row in result["table"]:
+        if row["way"] != "naive":
+            ours, naive = memory[row["loss"], "bfloat16"], memory[row["loss"], "naive"]
+            name = f"{NAMES[row['loss']]}\n{ours:.0f} MiB instead of {naive:.0f}"
+            groups.setdefault(name, {})[f"{row['way']} products"] = row["ratio"]
+    machine, size = result["machine"], result["setting"]
+    folder = Path(os.environ["OUT"]) if os.environ.get("OUT") else Path(__file__).parents[1] / "docs/img"
+    title = f"Loss and gradients, {size['batch']} queries × {size['labels']:,} labels × {size['dimension']}"
+    note = f"memory: beyond inputs and gradients; {machine['processor']}, {machine['threads']} threads"
+    return ratio_bars(folder / "losses.png", title, groups, "the published formula in torch, float32", note)
+
+
 def main() -> None:
-    """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print a table, write JSON and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--labels", type=int, default=131_072)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--positives", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--draw", action="store_true", help="draw the last run again")
     given = parser.parse_args()
+    if given.draw:
+        folder = os.environ.get("OUT") or Path(__file__).parent / "results"
+        print(draw(json.loads((Path(folder) / "losses.json").read_text(encoding="utf-8"))))
+        return
+    del given.draw
     torch.manual_seed(0)
     queries = normalize(torch.randn(given.batch, given.dimension)).requires_grad_()
     labels = normalize(torch.randn(given.labels, given.dimension)).requires_grad_()
@@ -151,7 +179,9 @@ def main() -> None:
                 {"loss": name, "way": way, "ratio": ratio, "ms": 1000 * median[way], "beyond_gradients_mib": memory[way]}
             )
             print(f"{ratio:6.2f}x  {name:18} {way:9} {1000 * median[way]:8.0f} ms  {memory[way]:7.0f} MiB", flush=True)
-    print(write_result("losses", {"machine": describe(), "setting": vars(given), "table": table}))
+    result = {"machine": describe(), "setting": vars(given), "table": table}
+    print(write_result("losses", result))
+    print(draw(result))
 
 
 if __name__ == "__main__":
