@@ -1,4 +1,4 @@
-"""Exact top-k with the log-partition against its peers, each alone in a process of its own, called in turn.
+"""Exact top-k with the log-partition against its peers, each alone in a process of its own, called in turn, a few calls each.
 
 python benchmarks/bench_search.py [--labels 131072] [--batches 1 32 256] [--repeats 9]    times and ratios
 python benchmarks/bench_search.py --check                                                 the answers, against float64
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 K, T, THREADS = 100, 0.05, 2
-PAUSE = 0.05  # seconds before a call: OpenMP's threads spin for a while on the cores that the other process needs next
+PAUSE = 0.05  # seconds before a turn: OpenMP's threads spin for a while on the cores that the other process needs next
+CALLS = 5  # in a turn, each with queries of its own: the first finds sleeping threads and another process's caches
+ENOUGH = 1000  # milliseconds after which a turn ends with fewer calls
 FLAT = "faiss Flat"
 WAYS = (
     "dexml",
@@ -161,24 +164,29 @@ def draw() -> None:
 
 
 def work(way: str, count: int, dimension: int) -> None:
-    """Answer each line "B" on standard input with the milliseconds of one call."""
+    """Answer each line "B" on standard input with the milliseconds of CALLS calls in a row, or fewer slow ones."""
     torch.set_num_threads(THREADS)
     search = searcher(way, rows(count, dimension, 0))
-    for line in sys.stdin:
-        queries = rows(int(line), dimension, 1)
-        start = time.perf_counter()
-        search(queries)
-        print(1000 * (time.perf_counter() - start), flush=True)
+    for turn, line in enumerate(sys.stdin):
+        times = []
+        for queries in rows(int(line) * CALLS, dimension, 1 + turn).chunk(CALLS):
+            start = time.perf_counter()
+            search(queries)
+            times.append(1000 * (time.perf_counter() - start))
+            if sum(times) > ENOUGH:
+                break
+        print(json.dumps(times), flush=True)
 
 
-def ask(worker: subprocess.Popen[str], batch: int) -> float:
-    """Return the milliseconds a worker takes for one call."""
+def ask(worker: subprocess.Popen[str], batch: int) -> list[float]:
+    """Return the milliseconds that a worker takes for each call of its turn."""
     given, answer = worker.stdin, worker.stdout
     assert given is not None and answer is not None
     time.sleep(PAUSE)
     given.write(f"{batch}\n")
     given.flush()
-    return float(answer.readline())
+    times: list[float] = json.loads(answer.readline())
+    return times
 
 
 def main() -> None:
@@ -202,7 +210,7 @@ def main() -> None:
     ways = given.ways or [way for way in WAYS if given.labels <= 200_000 or way not in SLOW_TO_BUILD]
     table = []
     for batch in given.batches:
-        times: dict[str, list[float]] = {}
+        times: dict[str, list[list[float]]] = {}
         # Two workers at a time, so that a million labels fit into memory: every way against FAISS, in turn.
         for way in (way for way in ways if way != FLAT):
             command = [sys.executable, __file__, "--labels", str(given.labels), "--dimension", str(given.dimension)]
@@ -219,11 +227,21 @@ def main() -> None:
                 assert worker.stdin is not None
                 worker.stdin.close()
                 worker.wait()
-        base = statistics.median(times[FLAT])
-        for name, found in times.items():
-            median = statistics.median(found)
-            table.append({"batch": batch, "way": name, "ratio": base / median, "ms": median, "best_ms": min(found)})
-            print(f"{base / median:7.2f}x  B={batch:<4} {name:24} {median:9.2f} ms  (best {min(found):.2f})", flush=True)
+        median = {name: statistics.median(chain(*turns)) for name, turns in times.items()}
+        first = {name: statistics.median(turn[0] for turn in turns) for name, turns in times.items()}
+        for name, turns in times.items():
+            row = {
+                "batch": batch,
+                "way": name,
+                "ratio": median[FLAT] / median[name],
+                "ms": median[name],
+                "best_ms": min(chain(*turns)),
+                "first_ratio": first[FLAT] / first[name],
+                "first_ms": first[name],
+            }
+            table.append(row)
+            print(f"{row['ratio']:7.2f}x  B={batch:<4} {name:24} {row['ms']:9.2f} ms  (best {row['best_ms']:.2f};", end=" ")
+            print(f"first of a turn {row['first_ratio']:.2f}x, {row['first_ms']:.2f} ms)", flush=True)
     result = {"machine": describe(), "setting": vars(given), "table": table}
     print(write_result(f"search_{given.labels}", result))
 
