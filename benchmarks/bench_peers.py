@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +51,9 @@ def peers(train: Split, test: Split) -> dict[str, dict[str, object]]:
     with tempfile.TemporaryDirectory() as out:
         script = Path(__file__).parent / "peers" / "linear.py"
         hand_over(train, test, Path(out))
-        subprocess.run([str(python), str(script), out], check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run([str(python), str(script), out], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
         seconds = json.loads((Path(out) / "seconds.json").read_text())
         return {name: {"ranked": np.load(Path(out) / f"{name}.npy"), **spent} for name, spent in seconds.items()}
 
@@ -61,7 +64,8 @@ def ours(folder: Path, config: Path, seed: int) -> dict[str, float]:
         command = [sys.executable, "-m", "dexml"]
         settings = ["--set", f"data.path={folder}", "--set", f"out={out}/run", "--set", f"seed={seed}"]
         start = time.perf_counter()
-        subprocess.run([*command, "train", str(config), *settings], check=True, stderr=subprocess.DEVNULL, cwd=ROOT)
+        first = {**os.environ, "XDG_CACHE_HOME": f"{out}/cache"}  # features and crossovers are not there from an earlier run
+        subprocess.run([*command, "train", str(config), *settings], check=True, stderr=subprocess.DEVNULL, cwd=ROOT, env=first)
         trained = time.perf_counter() - start
         figures = Path(out) / "figures.json"
         subprocess.run([*command, "evaluate", f"{out}/run", "--json", str(figures)], check=True, capture_output=True, cwd=ROOT)
