@@ -31,7 +31,7 @@ from dexml.kernels import numba_softmax
 from dexml.kernels.numba_cpu import NumbaKernels
 from dexml.kernels.threads import ONE_AT_A_TIME
 
-SHAPES = ("64x8192", "16x131072", "8x1048576", "64x1048576", "1x67108864")
+SHAPES = ("1x1024", "4x8192", "64x8192", "16x131072", "8x1048576", "64x1048576", "1x67108864")
 QUICK = ("64x8192", "16x131072", "4x1048576", "1x4194304")
 TWO, STORED, RECOMPUTED = "two passes", "three passes, stored", "three passes, recomputed"
 KERNELS = {TWO: numba_softmax.TWO, STORED: numba_softmax.THREE, RECOMPUTED: numba_softmax.RECOMPUTED}
@@ -156,7 +156,8 @@ def draw(result: dict[str, Any]) -> Path:
     groups = {}
     for shape in result["shapes"]:
         ratio = {row["way"]: row["over_torch"] for row in shape["table"]}
-        name = f"{shape['rows']:,} × {shape['width']:,}\n{shape['rows'] * shape['width'] * 4 / 2**20:,.0f} MiB"
+        kib = shape["rows"] * shape["width"] // 256
+        name = f"{shape['rows']:,} × {shape['width']:,}\n{f'{kib} KiB' if kib < 1024 else f'{kib >> 10} MiB'}"
         three = {"three passes (the better kernel)": ratio[shape["better_three"]]}
         groups[name] = {TWO: ratio[TWO], **three, "whole call, its result allocated": ratio["dexml"]}
     machine = result["machine"]
