@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LOSSES: dict[str, list[str]] = {
     "decoupled softmax": ["loss.name=decoupled_softmax"],
     "decoupled softmax, one sampled positive": ["loss.name=decoupled_softmax", 'loss.positives="one"'],
+    "soft top-1": ["loss.name=soft_topk", "loss.k=1"],
     "soft top-5": ["loss.name=soft_topk", "loss.k=5"],
+    "soft top-100": ["loss.name=soft_topk", "loss.k=100"],
     "softmax": ["loss.name=softmax"],
     "binary cross-entropy": ["loss.name=bce"],
 }

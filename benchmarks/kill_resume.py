@@ -21,6 +21,8 @@ from typing import Any
 
 from machine import describe, write_result
 
+from dexml import versions
+
 CONFIG = """
 name = "kill-resume"
 out = "{out}"
@@ -51,6 +53,11 @@ IMPORTED = (
     "training.report",
     "rich.progress",
 )
+
+
+def _version(out: Path, name: str) -> Path:
+    """Return a file of a run's bundle as it was last published."""
+    return versions.current(out / "bundle")[0] / name
 
 
 def main() -> None:
@@ -93,7 +100,7 @@ def experiment(folder: Path, kills: int, epochs: int, seed: int) -> dict[str, An
         at = history(cut)[-1]
         killed.append({"asked": [phase, step], "at": [at["phase"], at["step"]], "died": ended})
     assert wait(start(config, cut, folder / "log", ["--resume"])) == 0, (folder / "log").read_text()
-    differing = [name for name in COMPARED if (whole / "bundle" / name).read_bytes() != (cut / "bundle" / name).read_bytes()]
+    differing = [name for name in COMPARED if _version(whole, name).read_bytes() != _version(cut, name).read_bytes()]
     learned = [{key: value for key, value in line.items() if key != "seconds"} for line in steps]
     again = [{key: value for key, value in line.items() if key != "seconds"} for line in history(cut)]
     return {

@@ -1,18 +1,19 @@
-"""The artefact folder: the only thing training and serving share. Published whole or not at all, checked when opened.
+"""The artefact folder: the only thing training and serving share. Versions published whole or not at all, checked when opened.
 
-BUNDLE/manifest.json        schema, sizes, names, the SHA-256 of every other file, and its own
-BUNDLE/encoder/             the dual encoder; sentence-transformers opens it too
-BUNDLE/labels.jsonl         {"id", "text", "train_count"} per label, in row order
-BUNDLE/embeddings.safetensors   label rows float32 (L, D): the truth, from which any index can be rebuilt
-BUNDLE/index/               what an index cannot rebuild cheaply; may be empty
+BUNDLE/CURRENT, BUNDLE/log/     which version counts, and the labels added and deleted since (`dexml.versions`)
+BUNDLE/v000001/manifest.json    schema, sizes, names, the SHA-256 of every other file by block, and its own
+BUNDLE/v000001/encoder/         the dual encoder; sentence-transformers opens it too
+BUNDLE/v000001/labels.jsonl     {"id", "text", "train_count"} per label, in row order
+BUNDLE/v000001/embeddings.safetensors   label rows float32 (L, D): the truth, from which any index can be rebuilt
+BUNDLE/v000001/index/           what an index cannot rebuild cheaply; may be empty
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,17 +25,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dexml import __version__
+from dexml import __version__, versions
 from dexml import manifest as manifest_of
 from dexml.errors import InputError
-from dexml.manifest import Entry, Manifest
+from dexml.label_log import LabelLog
+from dexml.manifest import Manifest, Parent
 from dexml.model import DualEncoder
 from dexml.types import Int64Array, LabelTable
+
+LABELS = "labels.jsonl"
+EMBEDDINGS = "embeddings.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """An opened bundle: its `manifest`, `labels` and `train_counts` int64 (L), `embeddings` float32 (L, D)."""
+    """A version of a bundle, opened: its folder `root`, `manifest`, `labels` and `train_counts` int64 (L).
+
+    `embeddings` are float32 (L, D), mapped from the file.
+    """
 
     root: Path
     manifest: Manifest
@@ -44,8 +52,12 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """What a client sees as the model: the run's name and the first digits of the manifest's checksum."""
-        return f"{self.manifest.name}@sha256:{self.manifest.sha256[:12]}"
+        """What a client sees as the model: the run's name and the first digits of a checksum of the encoder's files.
+
+        Labels may come and go: the model stays.
+        """
+        files = {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith("encoder/")}
+        return f"{self.manifest.name}@sha256:{hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]}"
 
     @property
     def index_folder(self) -> Path:
@@ -58,29 +70,29 @@ class Bundle:
 
     @staticmethod
     def open(path: Path) -> Bundle:
-        """Return the bundle at `path`, or in `path`/bundle for a training run, every checksum verified.
+        """Return the current version of the bundle at `path`, or in `path`/bundle for a training run, every checksum verified.
 
-        Raises InputError that names the file when one is missing, extra, or has a changed byte.
+        Raises InputError that names the file, and its block, when one is missing, extra, or has a changed byte.
         """
-        root, manifest = manifest_of.verify(path)
-        ids, texts, counts = [], [], []
-        with (root / "labels.jsonl").open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                label = json.loads(line)
-                ids.append(label["id"])
-                texts.append(label["text"])
-                counts.append(label["train_count"])
-        labels = LabelTable(tuple(ids), tuple(texts))
+        return Bundle.read(*versions.current(versions.root_of(path)))
+
+    @staticmethod
+    def read(root: Path, manifest: Manifest) -> Bundle:
+        """Return the version in the folder `root`, every checksum verified."""
+        manifest_of.verify(root, manifest)
         try:
-            embeddings = load_file(root / "embeddings.safetensors")["embeddings"]
-        except (SafetensorError, KeyError) as error:
-            raise InputError(f"{root / 'embeddings.safetensors'}: {error}") from None
+            rows = json.loads(f"[{(root / LABELS).read_text(encoding='utf-8').strip().replace(chr(10), ',')}]")
+            labels = LabelTable(tuple(row["id"] for row in rows), tuple(row["text"] for row in rows))
+            counts = np.fromiter((row["train_count"] for row in rows), dtype=np.int64, count=len(rows))
+            embeddings = load_file(root / EMBEDDINGS)["embeddings"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"bundle: {root}: what its files say makes no sense ({error})") from None
         if embeddings.shape != (len(labels), manifest.dimension) or len(labels) != manifest.labels:
             raise InputError(
                 f"{root}: {len(labels)} labels and embeddings of shape {tuple(embeddings.shape)}, but the manifest says "
                 f"({manifest.labels}, {manifest.dimension})"
             )
-        return Bundle(root, manifest, labels, np.asarray(counts, dtype=np.int64), embeddings)
+        return Bundle(root, manifest, labels, counts, embeddings)
 
 
 def publish(
@@ -91,96 +103,71 @@ def publish(
     embeddings: Tensor,
     facts: dict[str, Any],
     save_index: Callable[[Path], None],
-) -> None:
-    """Write a bundle beside `root` and rename it there; an older bundle stays until the new one is complete.
+) -> Path:
+    """Publish a version of the bundle `root`, new or there already, and return its folder.
 
     `facts` go into the manifest (index, rerank, temperature, data, training, …); `save_index` fills the index folder. Raises
-    InputError when the disk is full or cannot be written; `root` is then as it was.
+    InputError when another process writes the bundle, when the disk is full or cannot be written; `root` is then as it was.
     """
-    with _published(root) as scratch:
-        (scratch / "index").mkdir(parents=True)
-        _fill(scratch, model, labels, train_counts, embeddings, save_index)
-        manifest = Manifest(
-            dexml=__version__,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            labels=len(labels),
-            dimension=model.dimension,
-            files=_sealed(scratch),
-            **facts,
-        )
-        manifest.sealed().write(scratch / manifest_of.FILE)
+
+    def fill(folder: Path) -> Manifest:
+        model.save(folder / "encoder")
+        write_labels(folder, labels.ids, labels.texts, train_counts, embeddings)
+        (folder / "index").mkdir()
+        save_index(folder / "index")
+        return Manifest(dexml=__version__, created=_now(), labels=len(labels), dimension=model.dimension, **facts)
+
+    with _told(root), versions.locked(root):
+        return versions.publish(root, fill)
 
 
 def extend(path: Path, add: Callable[[Path], None]) -> Bundle:
-    """Publish the bundle at `path` anew, in its place, with what `add` writes into the folder it is given; return it opened.
+    """Publish the current version of a bundle anew, with what `add` writes into the folder it is given; return it opened.
 
     Files are linked, not copied: `add` must not write into one that is there, but remove it and write another. Raises
-    InputError as `open` does, and when the disk is full or cannot be written; the bundle is then as it was.
+    InputError as `open` and `publish` do, and where labels were added or deleted since: the log is another version's then.
     """
-    root, manifest = manifest_of.verify(path.resolve())
-    with _published(root) as scratch:
-        shutil.copytree(root, scratch, copy_function=_link, ignore=shutil.ignore_patterns(".*"))  # what desktops left there
-        (scratch / manifest_of.FILE).unlink()
-        add(scratch)
-        manifest.model_copy(update={"files": _sealed(scratch)}).sealed().write(scratch / manifest_of.FILE)
-    return Bundle.open(root)
+    root = versions.root_of(path)
+    with _told(root), versions.locked(root):
+        old, manifest = versions.current(root)
+        manifest_of.verify(old, manifest)
+        if LabelLog(versions.log_of(old), manifest.dimension, manifest.sha256).records:
+            raise InputError(f"bundle: labels of {root} have been added or deleted; `dexml index {root} --compact` first")
+
+        def fill(folder: Path) -> Manifest:
+            copy(old, folder)
+            add(folder)
+            return manifest.model_copy(update={"created": _now(), "parent": Parent(version=old.name, records=0)})
+
+        new = versions.publish(root, fill)
+    return Bundle.read(new, manifest_of.read(new))
+
+
+def copy(old: Path, folder: Path, leave: Sequence[str] = ()) -> None:
+    """Link all files of a version but its manifest, what desktops left, and `leave`, into the empty `folder`."""
+    ignored = shutil.ignore_patterns(".*", manifest_of.FILE, *leave)
+    shutil.copytree(old, folder, copy_function=versions.link, ignore=ignored, dirs_exist_ok=True)
+
+
+def write_labels(folder: Path, ids: Sequence[str], texts: Sequence[str], train_counts: Int64Array, embeddings: Tensor) -> None:
+    """Write labels.jsonl and embeddings.safetensors. Raises OSError when the disk is full."""
+    with (folder / LABELS).open("w", encoding="utf-8", newline="\n") as lines:
+        for label, text, count in zip(ids, texts, train_counts.tolist(), strict=True):
+            lines.write(json.dumps({"id": label, "text": text, "train_count": count}, ensure_ascii=False) + "\n")
+    try:
+        save_file({"embeddings": embeddings.contiguous()}, folder / EMBEDDINGS)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from None
 
 
 @contextmanager
-def _published(root: Path) -> Iterator[Path]:
-    """Give the name of a folder to be made and filled beside `root`; then flush it and rename it there."""
-    scratch, old = root.with_name(f"{root.name}.tmp"), root.with_name(f"{root.name}.old")
+def _told(root: Path) -> Iterator[None]:
+    """Turn what a disk refuses into one line."""
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        yield scratch
-        for path in (scratch / manifest_of.FILE, *(folder for folder in scratch.rglob("*") if folder.is_dir()), scratch):
-            manifest_of.flush(path)
-        if root.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(root, old)  # a crash from here to the next line is mended by `manifest.verify`, which looks for .old
-        os.rename(scratch, root)
-        manifest_of.flush(root.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        yield
     except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
-def _link(source: str, target: str) -> None:
-    """Link a file, or copy it where the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _fill(
-    folder: Path,
-    model: DualEncoder,
-    labels: LabelTable,
-    train_counts: Int64Array,
-    embeddings: Tensor,
-    save_index: Callable[[Path], None],
-) -> None:
-    model.save(folder / "encoder")
-    with (folder / "labels.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-        for number, (label, text) in enumerate(zip(labels.ids, labels.texts, strict=True)):
-            entry = {"id": label, "text": text, "train_count": int(train_counts[number])}
-            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    try:
-        save_file({"embeddings": embeddings.contiguous()}, folder / "embeddings.safetensors")
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(str(error)) from None
-    save_index(folder / "index")
-
-
-def _sealed(folder: Path) -> dict[str, Entry]:
-    """Flush every file to the disk and return its size and checksum by relative name."""
-    entries = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        manifest_of.flush(file)
-        entries[file.relative_to(folder).as_posix()] = Entry(size=file.stat().st_size, sha256=manifest_of.sha256(file))
-    return entries
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

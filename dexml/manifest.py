@@ -1,4 +1,4 @@
-"""A bundle's manifest, and the check of every file against it: sizes and SHA-256, and its own.
+"""A version's manifest, and the check of every file against it: sizes, SHA-256 by block, and its own.
 
 Needs no torch, so that a wrong path, or a changed byte, is told at once.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dexml.errors import InputError
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 FILE = "manifest.json"
+BLOCK = 64 << 20  # bytes of a file that share a checksum: they are hashed side by side, and damage has a place
+_READ = 1 << 20
 
 
 class _Part(BaseModel):
@@ -25,10 +29,10 @@ class _Part(BaseModel):
 
 
 class Entry(_Part):
-    """A file of the bundle: its size in bytes and its SHA-256."""
+    """A file of the version: its size in bytes and the SHA-256 of each block of 64 MiB, the last one shorter."""
 
     size: Annotated[int, Ge(0)]
-    sha256: str
+    sha256: tuple[str, ...]
 
 
 class Row(BaseModel):
@@ -66,14 +70,21 @@ class TrainingFacts(_Part):
     versions: dict[str, str]
 
 
-class Manifest(_Part):
-    """Everything that a bundle says of itself. `sha256` is over the canonical JSON of all the other fields."""
+class Parent(_Part):
+    """The version that this one continues: the same labels after its log's first `records` records."""
 
-    schema_version: Literal[1] = SCHEMA
+    version: str
+    records: Annotated[int, Ge(0)]
+
+
+class Manifest(_Part):
+    """Everything that a version says of itself. `sha256` is over the canonical JSON of all the other fields."""
+
+    schema_version: Literal[2] = SCHEMA
     dexml: str
     created: str
     name: str
-    labels: Annotated[int, Ge(1)]
+    labels: Annotated[int, Ge(0)]
     dimension: Annotated[int, Ge(1)]
     temperature: Annotated[float, Gt(0)]
     index: Row
@@ -81,7 +92,8 @@ class Manifest(_Part):
     examples: tuple[str, ...] = ()
     data: DataFacts
     training: TrainingFacts
-    files: dict[str, Entry]
+    parent: Parent | None = None
+    files: dict[str, Entry] = {}
     sha256: str = ""
 
     def digest(self) -> str:
@@ -94,46 +106,19 @@ class Manifest(_Part):
         return self.model_copy(update={"sha256": self.digest()})
 
     def write(self, path: Path) -> None:
-        """Write the manifest as JSON."""
+        """Write the manifest as JSON, flushed."""
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        flush(path)
 
 
-def verify(path: Path) -> tuple[Path, Manifest]:
-    """Return the root and manifest of the bundle at `path` or `path`/bundle, every file's size and checksum compared.
-
-    Raises InputError that names the file when one is missing, extra, or has a changed byte.
-    """
-    if not path.is_dir():
-        raise InputError(f"bundle: the folder {path} does not exist")
-    # A crash between the two renames of `publish` leaves the old bundle beside the place where the new one was to be.
-    places = [path, path / "bundle", path / "bundle.old"]
-    root = next((place for place in places if (place / FILE).exists()), None)
-    if root is None:
-        raise InputError(f"bundle: {path} holds no {FILE}; `dexml train CONFIG.toml` makes a bundle")
-    manifest = _read(root / FILE)
-    _compare(root, manifest.files)
-    return root, manifest
-
-
-def sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _read(path: Path) -> Manifest:
+def read(folder: Path) -> Manifest:
+    """Return the manifest of a version's folder, its own checksum compared. Raises InputError that names the file."""
+    path = folder / FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except FileNotFoundError:
+        raise InputError(f"bundle: {path} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error})") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA:
@@ -148,18 +133,77 @@ def _read(path: Path) -> Manifest:
     return manifest
 
 
-def _compare(root: Path, files: dict[str, Entry]) -> None:
-    """Check size and SHA-256 of every file, and that no file is there that the manifest does not know."""
-    present = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {FILE}
-    for name, expected in files.items():
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Compare every file of a version's folder with its manifest.
+
+    Raises InputError that names the file when one is missing or extra, and its block of 64 MiB when a byte has changed.
+    """
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {FILE}
+    for name, expected in manifest.files.items():
         if name not in present:
-            raise InputError(f"bundle: {root / name} is missing")
-        size = (root / name).stat().st_size
+            raise InputError(f"bundle: {folder / name} is missing")
+        size = (folder / name).stat().st_size
         if size != expected.size:
-            raise InputError(f"bundle: {root / name} has {size} bytes, expected {expected.size}")
-        if sha256(root / name) != expected.sha256:
-            raise InputError(f"bundle: {root / name} was changed after it was written (its SHA-256 differs)")
+            raise InputError(f"bundle: {folder / name} has {size} bytes, expected {expected.size}")
     # Desktops leave hidden files behind; nothing of ours, and nothing that we open, is hidden.
-    extra = sorted(name for name in present - set(files) if not Path(name).name.startswith("."))
+    extra = sorted(name for name in present - set(manifest.files) if not Path(name).name.startswith("."))
     if extra:
-        raise InputError(f"bundle: {root / extra[0]} is not part of this bundle")
+        raise InputError(f"bundle: {folder / extra[0]} is not part of this bundle")
+    for name, found in zip(manifest.files, _all_blocks([folder / name for name in manifest.files]), strict=True):
+        expected = manifest.files[name]
+        for block, (one, other) in enumerate(zip(found, expected.sha256, strict=True)):
+            if one != other:
+                last = min((block + 1) * BLOCK, expected.size) - 1
+                raise InputError(
+                    f"bundle: {folder / name} was changed after it was written "
+                    f"(the SHA-256 of block {block + 1} of {len(found)}, bytes {block * BLOCK} to {last}, differs)"
+                )
+
+
+def seal(folder: Path) -> dict[str, Entry]:
+    """Flush every file of a folder to the disk; return sizes and checksums by relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in files:
+        flush(file)
+    blocks = _all_blocks(files)
+    return {
+        file.relative_to(folder).as_posix(): Entry(size=file.stat().st_size, sha256=tuple(found))
+        for file, found in zip(files, blocks, strict=True)
+    }
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _all_blocks(files: Sequence[Path]) -> list[list[str]]:
+    """Return the SHA-256 of each block of each file; hashing leaves Python's lock, so that all cores share the work."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        counts = [max(1, -(-file.stat().st_size // BLOCK)) for file in files]
+        jobs = [
+            [pool.submit(_block, file, block * BLOCK) for block in range(count)]
+            for file, count in zip(files, counts, strict=True)
+        ]
+        return [[job.result() for job in row] for row in jobs]
+
+
+def _block(file: Path, start: int) -> str:
+    digest, left = hashlib.sha256(), BLOCK
+    buffer = memoryview(bytearray(_READ))
+    with file.open("rb", buffering=0) as source:
+        source.seek(start)
+        while left and (got := source.readinto(buffer[: min(_READ, left)])):
+            digest.update(buffer[:got])
+            left -= got
+    return digest.hexdigest()

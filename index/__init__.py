@@ -18,3 +18,17 @@ INDEXES: Table[LabelIndex] = Table(
 )
 
 __all__ = ["INDEXES"]
+
+
+def default_index() -> str:
+    """Return "faiss" for a GPU, "exact" where this CPU scans integer copies or no FAISS is installed, else "faiss".
+
+    From measurements: docs/adr/0006.
+    """
+    from dexml.device import faiss_wheel
+    from dexml.kernels.instructions import has_int16_products
+
+    wheel = faiss_wheel()
+    if wheel is None or (wheel == "faiss-cpu" and has_int16_products()):
+        return "exact"
+    return "faiss"

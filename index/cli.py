@@ -28,10 +28,10 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
     assert probabilities is not None
     answers = [
         {
-            "id": retriever.labels.ids[number],
+            "id": found.labels.ids[number],
             "score": round(float(found.topk.scores[0, place]), 6),
             "probability": round(float(probabilities[0, place]), 6),
-            "text": retriever.labels.texts[number],
+            "text": found.labels.texts[number],
         }
         for place, number in enumerate(found.topk.ids[0].tolist())
         if number >= 0

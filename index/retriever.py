@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from dexml.bundle import Bundle
-from dexml.device import faiss_wheel
 from dexml.errors import InputError
-from dexml.kernels import Prepared, choose
-from dexml.kernels.instructions import has_int16_products
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
-from index import INDEXES
-from index.base import LabelIndex
+from index.live import LiveIndex, LiveLabels
 from index.rerankers import RERANKERS, Reranker
+from index.store import Store
 
 Normalize = Literal["none", "topk", "all", "sigmoid"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
@@ -32,16 +29,18 @@ CANDIDATES = 200  # how many candidates an approximate index is asked for at lea
 class Found:
     """Answers for B queries with the normaliser they were asked with.
 
-    `topk.log_z` runs over what `normalizer` names: "topk" the candidates, "all" every label. `seconds` has the keys encode,
-    retrieve and rescore. Per query (B): `tokens` counts what the text holds, `truncated` says whether a part of it was cut,
-    `rescored` how many candidates there were, and `known` is False where the model knows no word of the text: its row is 0
-    then, every label would score the same, and there are no answers.
+    `topk.ids` are rows of `labels`, of which `size` were live. `topk.log_z` runs over what `normalizer` names: "topk" the
+    candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per query (B): `tokens` counts what the
+    text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, and `known` is False
+    where the model knows no word of the text: its row is 0 then, every label would score the same, and there are no answers.
     """
 
     topk: TopK
     normalizer: Normalize
     temperature: float
     exact: bool
+    labels: LiveLabels | LabelTable
+    size: int
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
@@ -60,35 +59,38 @@ class Found:
 class Retriever:
     """A bundle ready to answer. One thread at a time: the index and the kernels are not made for more."""
 
-    def __init__(self, bundle: Bundle, model: DualEncoder, index: LabelIndex, prepared: Prepared, reranker: Reranker) -> None:
-        self.bundle = bundle
+    def __init__(self, store: Store, model: DualEncoder, reranker: Reranker) -> None:
+        self.store = store
         self.model = model
-        self.index = index
-        self.prepared = prepared
         self.reranker = reranker
-        self.temperature = bundle.manifest.temperature
-        self.kernels = choose()
+        self.temperature = store.bundle.manifest.temperature
+        self.kernels = store.live.index.kernels
 
     @staticmethod
-    def open(path: Path, index: str | None = None) -> Retriever:
-        """Return a retriever over the bundle at `path`; `index` names another index than the bundle's own."""
-        bundle = Bundle.open(path)
-        kept = bundle.manifest.index
-        name = index or kept.name
-        options = kept.options if name == kept.name else {}
-        if name == "auto":
-            name, options = default_index(), {}
-        chosen = INDEXES.build(name, options)
-        chosen.load(bundle.index_folder, bundle.embeddings)
-        kernels = choose()
-        reranker = RERANKERS.build(bundle.manifest.rerank.name, bundle.manifest.rerank.options, kernels)
-        prepared = chosen.prepared or kernels.prepare(bundle.embeddings)
-        return Retriever(bundle, bundle.model(), chosen, prepared, reranker)
+    def open(path: Path, index: str | None = None, *, writable: bool = False) -> Retriever:
+        """Return a retriever over the bundle at `path`; `index` names another index than the bundle's own.
+
+        With `writable`, `store` takes writes, which the next search sees; one process at a time may.
+        """
+        store = Store.open(path, index=index, writable=writable)
+        rerank = store.bundle.manifest.rerank
+        reranker = RERANKERS.build(rerank.name, rerank.options, store.live.index.kernels)
+        return Retriever(store, store.bundle.model(), reranker)
 
     @property
-    def labels(self) -> LabelTable:
-        """The labels, in row order."""
-        return self.bundle.labels
+    def bundle(self) -> Bundle:
+        """The current version: what was last published."""
+        return self.store.bundle
+
+    @property
+    def index(self) -> LiveIndex:
+        """What searches."""
+        return self.store.live.index
+
+    @property
+    def labels(self) -> LiveLabels:
+        """The labels as they are now, by row number."""
+        return self.store.live.labels
 
     @property
     def dimension(self) -> int:
@@ -100,6 +102,7 @@ class Retriever:
         manifest = self.bundle.manifest
         return {
             "model": self.bundle.name,
+            "version": self.store.name,
             "labels": len(self.labels),
             "dimension": self.dimension,
             "encoder": self.model.encoder_name,
@@ -164,16 +167,16 @@ class Retriever:
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise InputError(f"embeddings must be (B, {self.dimension}), got {tuple(queries.shape)}")
         start = time.perf_counter()
-        k = min(k, len(self.labels))
-        wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(self.labels)))
-        found = self.index.search(queries, wanted, temperature)
-        retrieved = time.perf_counter()
-        topk = self.reranker.rerank(queries, self.prepared, found, temperature).first(k)
-        if normalize == "all":
-            log_z = found.log_z
-            if log_z is None:
-                log_z = self.kernels.scan(queries, self.prepared, 1, temperature).log_z
-            topk = TopK(topk.ids, topk.scores, log_z)
+        live = self.store.live
+        with live.index.lock:  # search, rows and normaliser are of one moment
+            k = min(k, len(live.labels))
+            wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(live.labels)))
+            found = live.index.search(queries, wanted, temperature)
+            retrieved = time.perf_counter()
+            topk = self.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
+            if normalize == "all":
+                topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
+            size = len(live.labels)
         known = queries.any(dim=1)
         if not bool(known.all()):
             unknown = ~known[:, None]
@@ -182,19 +185,10 @@ class Retriever:
             topk,
             normalize,
             temperature,
-            self.index.exact,
+            live.index.exact,
+            live.labels,
+            size,
             {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
             known=tuple(known.tolist()),
             rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
         )
-
-
-def default_index() -> str:
-    """Return "faiss" for a GPU, "exact" where this CPU scans integer copies or no FAISS is installed, else "faiss".
-
-    From measurements: docs/adr/0006.
-    """
-    wheel = faiss_wheel()
-    if wheel is None or (wheel == "faiss-cpu" and has_int16_products()):
-        return "exact"
-    return "faiss"

@@ -49,7 +49,7 @@ def unit_rows(rows: Sequence[Sequence[float]], dimension: int) -> Tensor:
     return unit.float()
 
 
-def results_of(request: SearchRequest, found: Found, serving: Serving) -> list[dict[str, Any]]:
+def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
     """Return the `results` of the response (SERVING §1.2): no missing labels, no number that is not finite."""
     if not request.truncate:
         for number, cut in enumerate(found.truncated):
@@ -62,7 +62,7 @@ def results_of(request: SearchRequest, found: Found, serving: Serving) -> list[d
     ids, scores = found.topk.ids.tolist(), found.topk.scores.tolist()
     excluded = set(request.exclude_ids)
     floor = -math.inf if request.min_score is None else request.min_score
-    names, texts = serving.labels.ids, serving.labels.texts
+    names, texts = found.labels.ids, found.labels.texts
     results = []
     for row, (numbers, values) in enumerate(zip(ids, scores, strict=True)):
         labels: list[dict[str, Any]] = []
@@ -86,19 +86,19 @@ def results_of(request: SearchRequest, found: Found, serving: Serving) -> list[d
                 "truncated": bool(found.truncated[row]) if found.truncated else False,
                 "known": is_known(found, row),
                 "exact": found.exact,
-                "normalizer": normalizer_of(found, row, serving),
+                "normalizer": normalizer_of(found, row),
                 "labels": labels,
             }
         )
     return results
 
 
-def normalizer_of(found: Found, row: int, serving: Serving) -> dict[str, Any]:
+def normalizer_of(found: Found, row: int) -> dict[str, Any]:
     """Return what the probabilities of one row sum to one over; over nothing where the text is not known."""
     kind = found.normalizer
     if kind in ("none", "sigmoid") or found.topk.log_z is None or not is_known(found, row):
         return {"kind": kind, "log_z": None, "labels": None}
-    count = found.rescored[row] if kind == "topk" else len(serving.labels)
+    count = found.rescored[row] if kind == "topk" else found.size
     return {"kind": kind, "log_z": finite(float(found.topk.log_z[row])), "labels": count}
 
 

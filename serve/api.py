@@ -102,7 +102,7 @@ def search(body: SearchRequest) -> Response:
     ticket = worker.answer(ask, g.received + (body.timeout_ms or settings.deadline_ms) / 1000)
     assert ticket.found is not None and ticket.serving is not None
     serving, found = ticket.serving, ticket.found
-    results = results_of(body, found, serving)
+    results = results_of(body, found)
     timing = {"queue": ticket.started - ticket.submitted}
     timing |= {stage: found.seconds.get(stage, 0.0) for stage in ("encode", "retrieve", "rescore")}
     timing["total"] = time.monotonic() - g.received

@@ -49,8 +49,8 @@ def command(
 
     Try it:  curl http://127.0.0.1:8080/v1/search -H 'Content-Type: application/json' -d '{"queries": ["sort an array"]}'
     """
+    from dexml import versions
     from dexml.errors import InputError
-    from dexml.manifest import verify
 
     if not __debug__:
         raise InputError("serve: run python without -O; it removes checks that FAISS relies on")
@@ -59,7 +59,7 @@ def command(
             f"--host {shown(host)}: everybody who reaches it could ask, and there are no keys yet; "
             "use 127.0.0.1 behind a proxy, or --insecure"
         )
-    verify(bundle)  # before an address is taken; the worker opens the bundle after the fork
+    versions.current(versions.root_of(bundle))  # before an address is taken; the worker opens and checks it after the fork
     from serve import wsgi
     from serve.settings import Settings
 

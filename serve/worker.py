@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dexml.types import LabelTable
+from index.live import LiveLabels
 from index.retriever import Found, Normalize, Retriever
 from serve.errors import Problem
 from serve.settings import Settings
@@ -31,7 +32,7 @@ class Serving:
     """What answers requests, whole and immutable: a request takes the reference once."""
 
     retriever: Retriever
-    labels: LabelTable
+    labels: LabelTable | LiveLabels
     dimension: int
     info: dict[str, Any]
     model: str
@@ -182,7 +183,7 @@ class Worker:
         for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now
             for kind in kinds:
                 found = retriever.search(texts, min(10, len(labels)), normalize=kind)
-        model, version = str(info["model"]), str(info.get("index_version", "v000000001"))
+        model, version = str(info["model"]), str(info["version"])
         return Serving(retriever, labels, retriever.dimension, info, model, version, found.exact)
 
     def _next_batch(self) -> list[Ticket]:

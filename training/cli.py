@@ -86,12 +86,14 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
 
 def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> bool:
     """Return whether `out` holds an intact, finished bundle of this very run, behind the same index and reranker."""
+    from dexml import manifest as manifest_of
+    from dexml import versions
     from dexml.errors import InputError
-    from dexml.manifest import verify
     from training.identity import fingerprint
 
     try:
-        _, manifest = verify(config.out)
+        folder, manifest = versions.current(versions.root_of(config.out))
+        manifest_of.verify(folder, manifest)
     except InputError:
         return False
     behind = (config.index.name, config.index.options, config.rerank.name, config.rerank.options)
@@ -261,7 +263,7 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     if output is not None:
         write_output(output, json.dumps(result.as_json(), indent=1) + "\n")
     if folder is None and index is None:  # the figures of the run itself
-        out = evaluated(retriever.bundle.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
+        out = evaluated(retriever.store.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
         if out is not None:
             _report(out, console)
 

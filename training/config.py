@@ -16,9 +16,8 @@ from dexml.errors import InputError
 from dexml.losses import LOSSES
 from dexml.metrics import DEFAULT_PROPENSITY
 from dexml.towers import TOWERS
-from index import INDEXES
+from index import INDEXES, default_index
 from index.rerankers import RERANKERS
-from index.retriever import default_index
 
 Auto = Literal["auto"]
 AUTO = "auto"

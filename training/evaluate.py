@@ -36,8 +36,11 @@ class Evaluation:
 def evaluate(
     retriever: Retriever, labels: LabelTable, split: Split, propensity: tuple[float, float], report: Callable[[int], None]
 ) -> Evaluation:
-    """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done."""
-    _same_labels(labels, retriever.labels)
+    """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done.
+
+    Labels that were added to the bundle since it was trained take up places in the answers, and are no hits.
+    """
+    numbers = _numbers(labels, retriever)
     if len(split) == 0:
         raise InputError("data: the split has no rows")
     excluded = split.excluded
@@ -49,7 +52,8 @@ def evaluate(
     for first in range(0, len(split), BATCH):
         texts = split.texts[first : first + BATCH]
         found = retriever.search(texts, DEPTH + spare)
-        ids, of_ids = found.topk.ids.numpy(), found.topk.scores.numpy()
+        rows, of_ids = found.topk.ids.numpy(), found.topk.scores.numpy()
+        ids = np.where(rows < 0, -1, numbers[rows])
         if excluded is not None:
             ids, of_ids = _without(ids, of_ids, excluded.take(np.arange(first, first + len(texts))))
         width = min(DEPTH, ids.shape[1])
@@ -60,7 +64,9 @@ def evaluate(
         report(first + len(texts))
     total = time.perf_counter() - start
     bundle = retriever.bundle
-    weights = metrics.propensity_weights(bundle.train_counts, bundle.manifest.data.train_rows, *propensity)
+    counts = np.zeros(len(labels), dtype=np.int64)
+    counts[numbers[numbers >= 0]] = retriever.labels.train_counts(np.flatnonzero(numbers >= 0))
+    weights = metrics.propensity_weights(counts, bundle.manifest.data.train_rows, *propensity)
     sizes = {
         "queries": len(split),
         "labels": len(retriever.labels),
@@ -69,6 +75,28 @@ def evaluate(
     }
     seconds = {"total": total, **stages}
     return Evaluation(dict(metrics.table(ranked, split.positives, weights)), ranked, scores, seconds, sizes)
+
+
+def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
+    """Return the data set's number of each row of the retriever's labels, −1 for those that it does not have.
+
+    Raises InputError unless a bundle as it was trained numbers its labels as the data set does, and unless one that has changed
+    since still has most of them.
+    """
+    labels, bundle = retriever.labels, retriever.bundle
+    if bundle.manifest.parent is None and retriever.index.untouched:
+        _same_labels(of_data, bundle.labels)
+        return np.arange(len(of_data), dtype=np.int64)
+    known = {label: number for number, label in enumerate(of_data.ids)}
+    numbers = np.full(len(labels.ids), -1, dtype=np.int64)
+    for row in labels.live().tolist():
+        numbers[row] = known.get(labels.ids[row], -1)
+    found = int((numbers >= 0).sum())
+    if 2 * found < len(of_data):
+        raise InputError(
+            f"data: the bundle has {found} of its {len(of_data)} labels; evaluate on the data set it was made from"
+        )
+    return numbers
 
 
 def _same_labels(of_data: LabelTable, of_bundle: LabelTable) -> None:

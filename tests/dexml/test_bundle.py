@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dexml import versions
 from dexml.bundle import Bundle, extend
 from dexml.errors import InputError
 
@@ -18,6 +19,10 @@ from dexml.errors import InputError
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def version(bundle: Path) -> Path:
+    return versions.current(bundle)[0]
 
 
 def test_it_opens_by_its_own_folder_and_by_the_run(tiny_bundle: Path):
@@ -29,7 +34,7 @@ def test_it_opens_by_its_own_folder_and_by_the_run(tiny_bundle: Path):
 
 
 def test_every_file_is_guarded_byte_by_byte(bundle: Path):
-    files = [path for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    files = [path for path in version(bundle).rglob("*") if path.is_file() and path.name != "manifest.json"]
     assert len(files) >= 6
     for path in files:
         content = path.read_bytes()
@@ -50,7 +55,7 @@ def test_every_file_is_guarded_byte_by_byte(bundle: Path):
 
 
 def test_a_file_that_does_not_belong_is_refused(bundle: Path):
-    (bundle / "encoder" / "modeling_evil.py").write_text("print()")
+    version(bundle).joinpath("encoder", "modeling_evil.py").write_text("print()")
     with pytest.raises(InputError, match=r"modeling_evil\.py is not part of this bundle"):
         Bundle.open(bundle)
 
@@ -62,11 +67,12 @@ def test_a_file_that_does_not_belong_is_refused(bundle: Path):
         (b"\xff\xfe", "damaged"),
         (b"[]", "schema None"),
         (b'{"schema_version": 99}', "schema 99"),
-        (b'{"schema_version": 1}', "damaged"),
+        (b'{"schema_version": 1}', "schema 1"),
+        (b'{"schema_version": 2}', "damaged"),
     ],
 )
 def test_a_damaged_manifest_is_one_line(bundle: Path, content: bytes, message: str):
-    (bundle / "manifest.json").write_bytes(content)
+    (version(bundle) / "manifest.json").write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         Bundle.open(bundle)
     assert "\n" not in str(caught.value)
@@ -85,25 +91,22 @@ def test_a_damaged_manifest_is_one_line(bundle: Path, content: bytes, message: s
     ],
 )
 def test_any_change_of_the_manifest_itself_is_found(bundle: Path, field: str, value: object):
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    path = version(bundle) / "manifest.json"
+    manifest = json.loads(path.read_text())
     manifest[field] = value
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"manifest\.json.*(changed|damaged)"):
         Bundle.open(bundle)
     del manifest[field]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"manifest\.json.*(changed|damaged)"):
         Bundle.open(bundle)
 
 
 def test_hidden_files_of_a_desktop_do_no_harm(bundle: Path):
     (bundle / ".DS_Store").write_bytes(b"x")
+    (version(bundle) / ".DS_Store").write_bytes(b"x")
     Bundle.open(bundle)
-
-
-def test_a_crash_between_the_two_renames_leaves_the_old_bundle(bundle: Path):
-    bundle.rename(bundle.with_name("bundle.old"))
-    assert len(Bundle.open(bundle.parent).labels) == 10
 
 
 def test_a_full_disk_is_told_and_the_old_bundle_stays(tiny_bundle: Path, bundle: Path):
@@ -155,19 +158,57 @@ def test_publishing_again_replaces_the_old_bundle_and_leaves_nothing_behind(tiny
             facts,
             lambda _: None,
         )
-    assert torch.equal(Bundle.open(tmp_path / "again").embeddings, -opened.embeddings)
+    again = tmp_path / "again"
+    assert torch.equal(Bundle.open(again).embeddings, -opened.embeddings)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
-    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["dimension"] == 32
+    assert sorted(path.name for path in again.iterdir()) == ["CURRENT", "LOCK", "log", "v000001", "v000002"]
+    assert version(again).name == "v000002"
+
+
+def test_only_the_last_version_and_the_one_before_are_kept(tiny_bundle: Path, bundle: Path):
+    for number in range(2, 5):
+        grown = extend(bundle, lambda folder: None)
+        assert grown.root.name == f"v{number:06d}" and version(bundle) == grown.root
+        assert versions.names(bundle) == [f"v{number - 1:06d}", f"v{number:06d}"]
+    assert sorted(path.name for path in (bundle / "log").iterdir()) == [
+        f"v{number:06d}.{kind}" for number in (3, 4) for kind in ("ack", "log")
+    ]
+    assert all(path.stat().st_mode & 0o222 == 0 for path in version(bundle).rglob("*") if path.is_file())
+
+
+def test_what_a_killed_publisher_left_is_no_version_and_goes(bundle: Path):
+    name = Bundle.open(bundle).name
+    shutil.copytree(version(bundle), bundle / "v000002")  # whole, and never named
+    shutil.copytree(version(bundle), bundle / "v000003.tmp")
+    shutil.copytree(version(bundle), bundle / "v000000.deleted")
+    (bundle / "CURRENT.tmp").write_text("v000002")
+    assert Bundle.open(bundle).name == name and version(bundle).name == "v000001"
+    extend(bundle, lambda folder: None)
+    assert versions.names(bundle) == ["v000001", "v000002"]
+    assert not [path for path in bundle.iterdir() if path.suffix in (".tmp", ".deleted")]
+
+
+@pytest.mark.parametrize("content", [b"", b"v000001", b"v000009 sha256:0123456789abcdef\n", b"\xff\xfe"])
+def test_a_damaged_pointer_is_told(bundle: Path, content: bytes):
+    (bundle / "CURRENT").write_bytes(content)
+    with pytest.raises(InputError, match=r"CURRENT.*v000001") as caught:
+        Bundle.open(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_process_writes_at_a_time(bundle: Path):
+    with versions.locked(bundle), pytest.raises(InputError, match="is being written by another process"):
+        extend(bundle, lambda folder: None)
 
 
 def test_a_bundle_grows_whole_or_not_at_all(bundle: Path):
     before = Bundle.open(bundle)
-    weights = (bundle / "embeddings.safetensors").stat().st_ino
-    (bundle / ".DS_Store").write_bytes(b"left by a desktop")
+    weights = (before.root / "embeddings.safetensors").stat().st_ino
+    (before.root / ".DS_Store").write_bytes(b"left by a desktop")
     grown = extend(bundle, lambda folder: (folder / "encoder" / "more.bin").write_bytes(b"more") and None)
-    assert grown.root == bundle and grown.name != before.name
+    assert grown.root == version(bundle) != before.root and grown.name != before.name
     assert set(grown.manifest.files) - set(before.manifest.files) == {"encoder/more.bin"}
-    assert (bundle / "embeddings.safetensors").stat().st_ino == weights, "linked, not copied"
+    assert (grown.root / "embeddings.safetensors").stat().st_ino == weights, "linked, not copied"
     assert grown.manifest.training == before.manifest.training
 
     for error in (InputError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")):
@@ -179,4 +220,4 @@ def test_a_bundle_grows_whole_or_not_at_all(bundle: Path):
         with pytest.raises((InputError, KeyboardInterrupt)):
             extend(bundle, fail)
         assert Bundle.open(bundle).name == grown.name
-        assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+        assert versions.names(bundle) == ["v000001", "v000002"]

@@ -28,7 +28,7 @@ def test_two_faiss_wheels_stop_with_the_command_that_mends_it(monkeypatch: pytes
 
 
 def test_no_faiss_wheel_says_what_to_install_and_the_exact_index_is_the_default(monkeypatch: pytest.MonkeyPatch):
-    from index.retriever import default_index
+    from index import default_index
 
     pretend(monkeypatch)
     assert default_index() == "exact"
@@ -36,7 +36,7 @@ def test_no_faiss_wheel_says_what_to_install_and_the_exact_index_is_the_default(
         device.import_faiss()
     pretend(monkeypatch, "faiss-cpu")
     for fast, expected in ((True, "exact"), (False, "faiss")):
-        monkeypatch.setattr("index.retriever.has_int16_products", lambda fast=fast: fast)
+        monkeypatch.setattr("dexml.kernels.instructions.has_int16_products", lambda fast=fast: fast)
         assert default_index() == expected
     pretend(monkeypatch, "faiss-gpu")
     assert device.faiss_wheel() == "faiss-gpu" and default_index() == "faiss"

@@ -92,7 +92,7 @@ def test_the_command_leaves_a_bundle_that_opens(tiny_bundle: Path, tmp_path: Pat
         assert "onnx/model.onnx" in told and "largest difference from torch" in told
     opened = Bundle.open(bundle)
     assert "encoder/onnx/model.onnx" in opened.manifest.files
-    assert onnx_graph.compare(opened.model(), bundle / "encoder" / "onnx", opened.labels.texts) <= 1e-4
+    assert onnx_graph.compare(opened.model(), opened.root / "encoder" / "onnx", opened.labels.texts) <= 1e-4
 
 
 def test_the_command_wants_to_know_what(tiny_bundle: Path):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from dexml import versions
 from dexml.__main__ import COMMANDS, main
-from dexml.manifest import verify
 from index.retriever import Retriever
 
 DEXML = [sys.executable, "-m", "dexml"]
@@ -81,9 +81,11 @@ def test_bad_bundles_and_numbers(refused, tiny_bundle: Path, tmp_path: Path):
     assert "text is empty" in refused("search", tiny_bundle, "  ")
     assert "did you mean 'exact'" in refused("search", tiny_bundle, "text", "--index", "exat")
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    content = bytearray((copy / "embeddings.safetensors").read_bytes())
+    rows = versions.current(copy)[0] / "embeddings.safetensors"
+    content = bytearray(rows.read_bytes())
     content[-1] ^= 1
-    (copy / "embeddings.safetensors").write_bytes(content)
+    rows.chmod(0o644)
+    rows.write_bytes(content)
     assert "embeddings.safetensors was changed" in refused("evaluate", copy)
     assert "nowhere" in refused("evaluate", tiny_bundle, "--split", "nowhere")
 
@@ -156,7 +158,7 @@ def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config:
     stopped = interrupted(tiny_config, tmp_path / "cut", *settings)
     assert stopped.returncode == 130, stopped.stderr
     assert "Traceback" not in stopped.stderr and "--resume" in stopped.stderr
-    assert not verify(tmp_path / "cut")[1].training.finished
+    assert not versions.current(tmp_path / "cut" / "bundle")[1].training.finished
     assert Retriever.open(tmp_path / "cut").search(["sort an array"], 1).topk.ids.shape == (1, 1)
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
     other = run("train", tiny_config, "--set", f"out={tmp_path / 'cut'}", "--set", "training.epochs=5", "--resume")
@@ -168,7 +170,8 @@ def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config:
     assert whole.returncode == 0, whole.stderr
     assert whole.stderr.count("epoch 80/80") == phases
     for name in ("encoder/tower.safetensors", "embeddings.safetensors"):
-        assert (tmp_path / "cut" / "bundle" / name).read_bytes() == (tmp_path / "whole" / "bundle" / name).read_bytes(), name
+        cut, never = (versions.current(tmp_path / run / "bundle")[0] for run in ("cut", "whole"))
+        assert (cut / name).read_bytes() == (never / name).read_bytes(), name
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
@@ -188,20 +191,22 @@ def test_a_finished_run_is_not_made_again_if_not_needed(tiny_config: Path, tiny_
     assert "done in" in train("--set", "seed=1")
     assert "done in" in train("--set", "seed=1", "--set", "index.name=faiss")
     assert "up to date" in train("--set", "seed=1", "--set", "index.name=faiss")
-    (tmp_path / "run" / "bundle" / "labels.jsonl").write_text("damaged")
+    labels = versions.current(tmp_path / "run" / "bundle")[0] / "labels.jsonl"
+    labels.chmod(0o644)
+    labels.write_text("damaged")
     assert "done in" in train("--set", "seed=1", "--set", "index.name=exact")
 
 
 def test_a_failing_export_loses_no_training(tiny_config: Path, tmp_path: Path):
     out = tmp_path / "run"
-    (out / "bundle.old").mkdir(parents=True)
-    (out / "bundle.tmp").write_text("a file where the new bundle is to be filled")
+    (out / "bundle").mkdir(parents=True)
+    (out / "bundle" / "v000001.tmp").write_text("a file where the new version is to be filled")
     done = run("train", tiny_config, "--set", f"out={out}")
     assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
-    (out / "bundle.tmp").unlink()
+    (out / "bundle" / "v000001.tmp").unlink()
     done = run("train", tiny_config, "--set", f"out={out}", "--resume")
     assert done.returncode == 0, done.stderr
-    assert verify(out)[1].training.finished
+    assert versions.current(out / "bundle")[1].training.finished
 
 
 def test_brackets_in_texts_and_paths_are_no_markup(tiny_config: Path, tiny_data: Path, tmp_path: Path, capsys):
@@ -249,13 +254,14 @@ def test_an_index_that_cannot_be_built_is_refused_before_training(
 
 
 def test_sentence_transformers_opens_the_encoder_without_trusting_it(tiny_bundle: Path):
+    encoder = versions.current(tiny_bundle)[0] / "encoder"
     probe = (
         "import sys, json; from sentence_transformers import SentenceTransformer\n"
         "model = SentenceTransformer(sys.argv[1], device='cpu')\n"
         "print(json.dumps(model.encode(['sort an array', 'fast Fourier transform']).tolist()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", probe, str(tiny_bundle / "encoder")],
+        [sys.executable, "-c", probe, str(encoder)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -264,5 +270,5 @@ def test_sentence_transformers_opens_the_encoder_without_trusting_it(tiny_bundle
     assert done.returncode == 0, done.stderr
     from dexml.model import DualEncoder
 
-    rows, _ = DualEncoder.load(tiny_bundle / "encoder").embed_queries(["sort an array", "fast Fourier transform"])
+    rows, _ = DualEncoder.load(encoder).embed_queries(["sort an array", "fast Fourier transform"])
     assert json.loads(done.stdout.splitlines()[-1]) == [pytest.approx(row, abs=1e-6) for row in rows.tolist()]

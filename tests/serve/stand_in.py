@@ -63,6 +63,7 @@ class StandIn:
     def describe(self):
         return {
             "model": "stand-in@sha256:0123456789ab",
+            "version": "v000001",
             "labels": len(self.labels),
             "dimension": DIMENSION,
             "index": {"name": "exact", "device": "cpu"},
@@ -111,6 +112,8 @@ class StandIn:
             normalizer=normalize,
             temperature=temperature,
             exact=True,
+            labels=self.labels,
+            size=len(self.labels),
             seconds={"retrieve": time.perf_counter() - start, "rescore": 0.0},
             known=tuple(known.tolist()),
             rescored=(wanted,) * len(queries),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from dexml import versions
 from dexml.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def test_a_folder_that_is_no_bundle(tmp_path):
 def test_a_bundle_with_a_changed_byte(tiny_bundle, tmp_path):
     copy = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, copy)
-    file = copy / "embeddings.safetensors"
+    file = versions.current(copy)[0] / "embeddings.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.chmod(0o644)

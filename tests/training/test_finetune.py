@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data import open_format
+from dexml import versions
 from dexml.config import load
 from dexml.encoders import feature_cache, scale_shift
 from dexml.errors import InputError
@@ -119,7 +120,7 @@ def test_the_bundle_opens_as_a_plain_model_with_all_that_was_learned(tuning_conf
     assert all(torch.equal(value, before[name]) for name, value in trained(run).items()), "exporting changes nothing"
     assert torch.equal(run.model.embed_queries(texts)[0], unmerged)
 
-    opened = SentenceTransformer(str(bundle / "encoder"), device="cpu")
+    opened = SentenceTransformer(str(versions.current(bundle)[0] / "encoder"), device="cpu")
     assert "ssf" not in " ".join(opened.state_dict())
     rows = opened.encode(texts, convert_to_tensor=True)
     assert (rows - unmerged).abs().max() <= 1e-5

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dexml import versions
 from dexml.__main__ import main
-from dexml.manifest import verify
 from training import history, record, report
 from training.chart import POINTS, Series, line_chart, shown
 from training.config import Config
@@ -84,7 +84,7 @@ def test_a_trained_run_has_a_report_that_needs_no_other_file(trained: Path):
 
 
 def test_the_bundle_says_config_seed_versions_and_commit_as_well(trained: Path):
-    facts, manifest = record.read(trained), verify(trained)[1]
+    facts, manifest = record.read(trained), versions.current(versions.root_of(trained))[1]
     assert facts is not None
     told = manifest.training
     assert told.config["seed"] == 0 and Config.model_validate(told.config).seed == 0

@@ -1,0 +1,261 @@
+"""A bundle whose labels live: added, replaced and deleted while it is searched, durable before the caller is told.
+
+A version and its log make the labels as they are now (`dexml.versions`, `dexml.label_log`); compaction publishes them as the
+next version, while searches and writes go on. One process at a time may write; any number may read what was there when they
+opened.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from dexml import __version__, versions
+from dexml import bundle as bundle_of
+from dexml import manifest as manifest_of
+from dexml.bundle import Bundle
+from dexml.errors import InputError
+from dexml.kernels import Kernels, choose
+from dexml.label_log import Change, LabelLog
+from dexml.manifest import Manifest, Parent
+from dexml.text import id_fault, text_fault
+from dexml.types import Float32Array, Int64Array
+from index import INDEXES, default_index
+from index.base import LabelIndex
+from index.live import Changed, Live, LiveIndex, LiveLabels
+
+MOST = 1000  # changes that one record may hold
+LARGEST_STRAY = 10_000  # rows added and gone from which compaction is due,
+STRAY_SHARE = 0.1  # or this share of all rows, if that is more
+
+
+@dataclass(frozen=True)
+class Written:
+    """An acknowledged write: its number in the version's log, and what it did."""
+
+    sequence: int
+    changed: Changed
+
+
+class Store:
+    """An opened bundle: its current version `bundle`, and the labels as they are now, `live`.
+
+    `live` is replaced whole by a compaction: take it once for what belongs together.
+    """
+
+    def __init__(self, root: Path, bundle: Bundle, live: Live, records: LabelLog, index: str | None, held: ExitStack) -> None:
+        self.root = root
+        self.bundle = bundle
+        self.live = live
+        self._log = records
+        self._index = index
+        self._held = held
+        self._writing = threading.Lock()  # one write at a time
+        self._compacting = threading.Lock()
+        self._later: list[list[Change]] | None = None  # writes since a compaction that runs took its rows
+
+    @staticmethod
+    def open(path: Path, *, writable: bool = False, index: str | None = None, kernels: Kernels | None = None) -> Store:
+        """Open the bundle at `path`, or in `path`/bundle, every checksum verified; `index` names another index than its own.
+
+        Raises InputError that names the file and what is wrong with it, and when `writable` and another process writes.
+        """
+        root = versions.root_of(path)
+        with ExitStack() as held:
+            if writable:
+                held.enter_context(versions.locked(root))
+            bundle = Bundle.open(root)
+            manifest = bundle.manifest
+            records = LabelLog(versions.log_of(bundle.root), manifest.dimension, manifest.sha256, writable=writable)
+            held.callback(records.close)
+            live = _live(bundle, index, kernels or choose())
+            live.change([change for record in records.records for change in record.changes])
+            records.records.clear()
+            return Store(root, bundle, live, records, index, held.pop_all())
+
+    def close(self) -> None:
+        """Let go of the log and the lock, once a compaction that runs has ended."""
+        with self._compacting, self._writing:
+            self._held.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def sequence(self) -> int:
+        """How many writes the current version's log holds."""
+        return self._log.acknowledged
+
+    @property
+    def name(self) -> str:
+        """The version, and its writes: v000002+17."""
+        return f"{self.bundle.root.name}+{self.sequence}" if self.sequence else self.bundle.root.name
+
+    def write(self, changes: Sequence[Change]) -> Written:
+        """Make at most 1000 changes, all or none; they are on disk, and visible to the next search, when this returns.
+
+        Raises InputError for a change that is no label, OSError when the disk is full: nothing has changed then.
+        """
+        if not 0 < len(changes) <= MOST:
+            raise InputError(f"labels: between 1 and {MOST} changes at once are allowed, got {len(changes)}")
+        checked = [_checked(change, self.bundle.manifest.dimension) for change in changes]
+        with self._writing:
+            sequence = self._log.append(checked)
+            if self._later is not None:
+                self._later.append(checked)
+            return Written(sequence, self.live.change(checked))
+
+    @property
+    def due(self) -> bool:
+        """Whether so many rows were added, or are gone, that compaction pays."""
+        return self.live.index.stray >= max(LARGEST_STRAY, STRAY_SHARE * len(self.live.labels))
+
+    def compact(self) -> str:
+        """Publish the labels as they are now as the next version, and go on from it; return its name.
+
+        Searches and writes go on meanwhile: writes that come in between stand in the new version's log. Raises InputError when
+        the index cannot be built of these labels, or the disk is full; everything is as before then.
+        """
+        with self._compacting:
+            with self._writing:
+                old, live, sequence = self.bundle, self.live, self.sequence
+                rows = live.labels.live()
+                ids, texts = ([table[row] for row in rows] for table in (live.labels.ids, live.labels.texts))
+                counts = live.labels.train_counts(rows)
+                self._later = []
+            try:
+                return self._go_on_from(_compacted(old, live, sequence, rows, ids, texts, counts), catch_up=True)
+            finally:
+                self._later = None
+
+    def activate(self, name: str) -> str:
+        """Publish a kept version as it was published, without the writes that came later, as the newest; return its name."""
+        with self._compacting:
+            return self._go_on_from(_again(self.root, name), catch_up=False)
+
+    def _go_on_from(self, fill: Callable[[Path], Manifest], *, catch_up: bool) -> str:
+        """Publish a version and take it over; with `catch_up`, so do the writes that came in since `_later` was begun."""
+        taken: tuple[Bundle, Live, LabelLog] | None = None
+        with ExitStack() as writers:
+
+            def ready(folder: Path, manifest: Manifest) -> None:
+                nonlocal taken
+                bundle = Bundle.read(folder, manifest)
+                live = _live(bundle, self._index, self.live.index.kernels)
+                writers.enter_context(self._writing)  # from here to the switch no write gets in
+                records = LabelLog(versions.log_of(folder), manifest.dimension, manifest.sha256, writable=True)
+                taken = bundle, live, records
+                for changes in (self._later or ()) if catch_up else ():
+                    records.append(changes)
+                    live.change(changes)
+
+            try:
+                versions.publish(self.root, fill, ready)
+            except OSError as error:
+                raise InputError(f"bundle: {self.root} cannot be written: {error.strerror or error}") from None
+            finally:
+                # Whatever happened: what CURRENT names is what writes must go to.
+                if taken is not None and versions.names_current(self.root, taken[0].root.name):
+                    self._log.close()
+                    self.bundle, self.live, self._log = taken
+                    self._held.callback(self._log.close)
+                elif taken is not None:
+                    taken[2].close()
+        return self.bundle.root.name
+
+
+def activate(path: Path, name: str) -> str:
+    """Publish a kept version of the bundle at `path` anew, as `Store.activate` does, even where the current one is damaged."""
+    root = versions.root_of(path)
+    with versions.locked(root):
+        try:
+            return versions.publish(root, _again(root, name)).name
+        except OSError as error:
+            raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
+
+
+def _again(root: Path, name: str) -> Callable[[Path], Manifest]:
+    """Return what fills a folder with the files of a version that is kept, all of them verified."""
+    if name not in versions.names(root):
+        raise InputError(f"bundle: {root} has no version {name!r}; it has {', '.join(versions.names(root))}")
+    manifest = manifest_of.read(root / name)
+    manifest_of.verify(root / name, manifest)
+
+    def fill(folder: Path) -> Manifest:
+        bundle_of.copy(root / name, folder)
+        return manifest.model_copy(update={"parent": None})
+
+    return fill
+
+
+def _compacted(
+    old: Bundle, live: Live, sequence: int, rows: Int64Array, ids: list[str], texts: list[str], counts: Int64Array
+) -> Callable[[Path], Manifest]:
+    """Return what fills a folder with the labels of `rows`, and with everything else of the version `old`."""
+
+    def fill(folder: Path) -> Manifest:
+        embeddings = live.index.snapshot(rows)
+        bundle_of.copy(old.root, folder, leave=("index", bundle_of.LABELS, bundle_of.EMBEDDINGS))
+        bundle_of.write_labels(folder, ids, texts, counts, embeddings)
+        (folder / "index").mkdir()
+        if len(embeddings):
+            index = INDEXES.build(old.manifest.index.name, old.manifest.index.options)
+            index.build(embeddings)
+            index.save(folder / "index")
+        facts = {"dexml": __version__, "created": datetime.now(UTC).isoformat(timespec="seconds"), "labels": len(ids)}
+        return old.manifest.model_copy(update={**facts, "parent": Parent(version=old.root.name, records=sequence)})
+
+    return fill
+
+
+def _live(bundle: Bundle, index: str | None, kernels: Kernels) -> Live:
+    """Return the labels of a version behind its index, or behind the one named."""
+    kept = bundle.manifest.index
+    name = index or kept.name
+    options = kept.options if name == kept.name else {}
+    if name == "auto":
+        name, options = default_index(), {}
+    chosen: LabelIndex | None = INDEXES.build(name, options)
+    assert chosen is not None
+    if len(bundle.labels):
+        chosen.load(bundle.index_folder, bundle.embeddings)
+    else:
+        chosen = None
+    return Live(LiveLabels(bundle.labels, bundle.train_counts), LiveIndex(chosen, bundle.embeddings, kernels))
+
+
+def _checked(change: Change, dimension: int) -> Change:
+    """Return a change as it is stored: a label's row a unit row, as the towers make them. Raises InputError."""
+    if fault := id_fault(change.id):
+        raise InputError(f"labels: an id {fault.words}")
+    if change.row is None:
+        return Change(change.id)
+    if fault := text_fault(change.text):
+        raise InputError(f"labels: the text of {change.id!r} {fault.words}")
+    return Change(change.id, change.text, unit_row(change.row, dimension, f"labels: the embedding of {change.id!r}"))
+
+
+def unit_row(row: Float32Array | Sequence[float], dimension: int, what: str) -> Float32Array:
+    """Return numbers as a float32 unit row (D). Raises InputError that begins with `what`."""
+    numbers = np.asarray(row, dtype=np.float64)
+    if numbers.shape != (dimension,):
+        raise InputError(f"{what} must have {dimension} numbers, got {numbers.size if numbers.ndim == 1 else numbers.shape}")
+    largest = np.abs(numbers).max(initial=0.0)
+    if not math.isfinite(largest):
+        raise InputError(f"{what} holds a number that is not finite")
+    if largest == 0:
+        raise InputError(f"{what} is all zeros")
+    numbers = numbers / largest  # squares of 1e200 would overflow
+    length = float(np.linalg.norm(numbers))
+    unit: Float32Array = (numbers / length).astype(np.float32)
+    return unit
