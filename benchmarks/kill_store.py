@@ -54,7 +54,8 @@ def main() -> None:
 
 def experiment(bundle: Path, publishing: int, adding: int, seed: int) -> dict[str, Any]:
     """Kill and look, again and again, on one bundle."""
-    draw, began, done, rounds = random.Random(seed), time.monotonic(), 0, []
+    draw, began, done = random.Random(seed), time.monotonic(), 0
+    rounds: list[dict[str, Any]] = []
     told = bundle.with_name("told")
     for number, publishes in enumerate([True] * publishing + [False] * adding):
         told.write_bytes(b"")

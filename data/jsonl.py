@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,6 +156,39 @@ class _Rows:
 
     def build(self) -> Positives:
         return Positives(np.array(self._indptr, dtype=np.int64), np.array(self._indices, dtype=np.int64), self._num_labels)
+
+
+class LabelLine(NamedTuple):
+    """A label as a line of a file tells it: `where` for messages, its `id`, `text`, and perhaps an `embedding` (D)."""
+
+    where: str
+    id: str
+    text: str | None
+    embedding: list[float] | None
+
+
+def read_label_lines(path: Path) -> Iterator[LabelLine]:
+    """Yield the labels of a JSON Lines file: {"id", "text"}, {"id", "embedding"}, or all three.
+
+    Raises InputError that names file, line and field for anything else, a field that nobody knows among it.
+    """
+    seen: dict[str, str] = {}
+    for where, row in _objects(path):
+        if strange := sorted(set(row) - {"id", "text", "embedding"}):
+            raise InputError(f"{where}: the field {excerpt(strange[0])} is not known; allowed are id, text and embedding")
+        name = _name(_field(row, "id", where), f"{where}, id")
+        if fault := id_complaint(name):
+            raise InputError(f"{where}, id: {fault}")
+        if name in seen:
+            raise InputError(f"{where}, id: {excerpt(name)} stands in {seen[name].rpartition(', ')[2]} already")
+        seen[name] = where
+        embedding = row.get("embedding")
+        if embedding is None and "text" not in row:
+            raise InputError(f"{where}: a text or an embedding is needed")
+        numbers = isinstance(embedding, list) and all(type(number) in (int, float) for number in embedding)
+        if embedding is not None and not numbers:
+            raise InputError(f"{where}, embedding: a list of numbers is needed, got {excerpt(embedding)}")
+        yield LabelLine(where, name, _text(row, where) if "text" in row else None, embedding)
 
 
 def _names_in(root: Path) -> set[str]:

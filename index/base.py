@@ -42,6 +42,9 @@ class LabelIndex(ABC):
         """The label rows as the kernels have them, where this index scans them itself; others need not prepare them twice."""
         return None
 
+    def warm(self) -> None:  # noqa: B027 — most indexes are at full speed once they are loaded
+        """Do now what is else put off until searches have shown that it pays: for whoever is about to search a lot."""
+
     def save(self, folder: Path) -> None:  # noqa: B027 — an index that rebuilds from the rows keeps no file
         """Write what cannot be rebuilt cheaply from the label rows; nothing by default."""
 

@@ -136,6 +136,12 @@ class LiveIndex:
         )
         return of_base if self.untouched else {**of_base, "added": self._count - self._of_base, "gone": self._count - len(self)}
 
+    def warm(self) -> None:
+        """Bring the version's index to full speed (`LabelIndex.warm`)."""
+        with self.lock:
+            if self.base is not None:
+                self.base.warm()
+
     def change(self, rows: Tensor, gone: Iterable[int]) -> None:
         """Add `rows` float32 (n, D), numbered on from the last, and take out the rows `gone`."""
         with self.lock:

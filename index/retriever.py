@@ -92,6 +92,10 @@ class Retriever:
         """The labels as they are now, by row number."""
         return self.store.live.labels
 
+    def warm(self) -> None:
+        """Bring the index to full speed, for whoever is about to search a lot."""
+        self.store.warm()
+
     @property
     def dimension(self) -> int:
         """The width D of the embeddings."""

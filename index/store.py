@@ -59,6 +59,7 @@ class Store:
         self._held = held
         self._writing = threading.Lock()  # one write at a time
         self._compacting = threading.Lock()
+        self._warm = False
         self._later: list[list[Change]] | None = None  # writes since a compaction that runs took its rows
 
     @staticmethod
@@ -90,6 +91,11 @@ class Store:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def warm(self) -> None:
+        """Bring the index to full speed (`LabelIndex.warm`), and those of all versions to come."""
+        self._warm = True
+        self.live.index.warm()
 
     @property
     def sequence(self) -> int:
@@ -152,6 +158,8 @@ class Store:
                 nonlocal taken
                 bundle = Bundle.read(folder, manifest)
                 live = _live(bundle, self._index, self.live.index.kernels)
+                if self._warm:
+                    live.index.warm()
                 writers.enter_context(self._writing)  # from here to the switch no write gets in
                 records = LabelLog(versions.log_of(folder), manifest.dimension, manifest.sha256, writable=True)
                 taken = bundle, live, records

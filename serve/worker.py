@@ -178,6 +178,7 @@ class Worker:
 
     def _load(self) -> Serving:
         retriever = self._open()
+        retriever.warm()
         labels, info = retriever.labels, retriever.describe()
         kinds: tuple[Normalize, ...] = ("topk", "all")
         for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now

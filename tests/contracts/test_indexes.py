@@ -117,3 +117,17 @@ def test_the_reason_for_the_cpu_is_told():
     described = INDEXES.build("faiss").describe()
     assert described["device"] == "cuda" or "no GPU" in str(described["reason"]) or "no NVIDIA" in str(described["reason"])
     assert "asked for" in str(INDEXES.build("faiss", {"device": "cpu"}).describe()["reason"])
+
+
+def test_warm_or_not_the_answers_are_the_same(setting):
+    name, options, _ = setting
+    labels, queries = rows(6000), rows(20, seed=1)
+    cold, warm = INDEXES.build(name, options), INDEXES.build(name, options)
+    for index in (cold, warm):
+        index.build(labels)
+    warm.warm()
+    for _ in range(70):  # past the number of searches after which it warms by itself
+        found, expected = cold.search(queries, 10, 0.05), warm.search(queries, 10, 0.05)
+        assert found.ids.tolist() == expected.ids.tolist()
+        assert torch.allclose(found.scores, expected.scores, atol=1e-5)
+    assert cold.describe() == warm.describe()

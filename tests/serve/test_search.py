@@ -27,7 +27,7 @@ def test_the_answer_has_the_documented_shape(server):
     assert first["returned"] == len(first["labels"]) == 3 and first["exact"] is True
     assert first["labels"][0]["id"] == "numpy.sort"
     assert first["normalizer"] == {"kind": "topk", "log_z": pytest.approx(first["normalizer"]["log_z"]), "labels": 10}
-    assert document["model"] == "stand-in@sha256:0123456789ab" and document["index_version"] == "v000000001"
+    assert document["model"] == "stand-in@sha256:0123456789ab" and document["index_version"] == "v000001"
     assert document["shards"] == {"total": 1, "ok": 1, "failed": 0} and document["partial"] is False
     assert list(document["timing_ms"]) == ["queue", "encode", "retrieve", "rescore", "total"]
     assert document["usage"]["prompt_tokens"] == document["usage"]["total_tokens"] > 0
