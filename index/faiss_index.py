@@ -17,6 +17,7 @@ from index.base import LabelIndex
 
 FILE = "index.faiss"
 GPU_K = 2048  # FAISS's limit on a GPU
+KIND = 4  # bytes that name what a FAISS file holds
 
 
 class FaissIndex(LabelIndex):
@@ -109,14 +110,27 @@ class FaissIndex(LabelIndex):
         (folder / FILE).write_bytes(faiss.serialize_index(index).tobytes())
 
     def load(self, folder: Path, labels: Tensor) -> None:
-        """Read the structure back; the bundle's checksum has been verified by then. Rebuild where there is no file."""
+        """Read the structure back; the bundle's checksum has been verified by then. Rebuild where there is no file.
+
+        FAISS's reader trusts what it reads. A checksum that an intruder wrote anew is not enough for it: the file must also be
+        of the kind that `factory` makes, and no vector in it may claim to be longer than the file.
+        """
         path = folder / FILE
         if not path.exists():
             self.build(labels)
             return
         faiss = import_faiss()
+        content = path.read_bytes()
         try:
-            index = faiss.deserialize_index(np.frombuffer(path.read_bytes(), dtype=np.uint8))
+            expected = faiss.serialize_index(faiss.index_factory(labels.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT))
+        except RuntimeError as error:
+            raise self._refusal(len(labels), error) from None
+        if content[:KIND] != expected[:KIND].tobytes():
+            raise InputError(f"{path}: not an index of the kind {self.factory!r}; FAISS is not given it")
+        faiss.set_deserialization_vector_byte_limit(len(content))
+        faiss.set_deserialization_loop_limit(max(len(content), 1 << 20))
+        try:
+            index = faiss.deserialize_index(np.frombuffer(content, dtype=np.uint8))
         except RuntimeError as error:
             raise InputError(f"{path}: FAISS cannot read it: {str(error).splitlines()[-1]}") from None
         if index.ntotal != len(labels) or index.d != labels.shape[1]:

@@ -131,3 +131,30 @@ def test_warm_or_not_the_answers_are_the_same(setting):
         assert found.ids.tolist() == expected.ids.tolist()
         assert torch.allclose(found.scores, expected.scores, atol=1e-5)
     assert cold.describe() == warm.describe()
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW32", "SQ8", "IVF16,SQ8"])
+def test_a_foreign_or_malformed_file_is_refused_before_faiss_reads_it(factory, tmp_path):
+    if faiss_wheel() is None:
+        pytest.skip("no FAISS wheel is installed")
+    import faiss
+
+    labels = rows(2000)
+    index, other = INDEXES.build("faiss", {"factory": factory}), faiss.IndexFlatIP(48)
+    index.build(labels)
+    index.save(tmp_path)
+    path = tmp_path / "index.faiss"
+    whole = path.read_bytes()
+    INDEXES.build("faiss", {"factory": factory}).load(tmp_path, labels)
+    for content, said in [
+        (faiss.serialize_index(other).tobytes(), "not an index of the kind"),
+        (b"", "not an index of the kind"),
+        (b"\x80\x04pickled", "not an index of the kind"),
+        (whole[: len(whole) // 2], "FAISS cannot read it"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=said):
+            INDEXES.build("faiss", {"factory": factory}).load(tmp_path, labels)
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="2000 rows of 48, but there are 1999"):
+        INDEXES.build("faiss", {"factory": factory}).load(tmp_path, labels[:-1])
