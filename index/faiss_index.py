@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from dexml.device import Choice, faiss_gpus, import_faiss
 from dexml.errors import InputError
 from dexml.types import TopK
 from index.base import LabelIndex
+from index.transform import Transform, learn
 
 FILE = "index.faiss"
 GPU_K = 2048  # FAISS's limit on a GPU
@@ -24,7 +26,8 @@ class FaissIndex(LabelIndex):
     """An inner-product index of FAISS, such as "Flat", "IVF256,Flat", "HNSW32", "SQ8".
 
     `nprobe` and `ef_search` trade recall for time where the structure has them. `device` "auto" takes a GPU when the
-    installed FAISS sees one, and `describe` tells the reason when it does not.
+    installed FAISS sees one, and `describe` tells the reason when it does not. `transform` "learned" turns and scales rows
+    before a scalar quantizer, such as "SQ4", cuts them (`index.transform`): inner products stay.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class FaissIndex(LabelIndex):
         ef_search: Annotated[int, Ge(1)] = 64,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         float16: bool = False,
+        transform: Literal["none", "learned"] = "none",
     ) -> None:
         self.factory, self.nprobe, self.ef_search, self.float16 = factory, nprobe, ef_search, float16
         self.device = faiss_gpus()
@@ -42,12 +46,20 @@ class FaissIndex(LabelIndex):
             raise InputError(f'index.device: "cuda" was asked for, but {self.device.reason}')
         if device == "cpu":
             self.device = Choice("cpu", "asked for")
+        bits = re.search(r"SQ(\d+)", factory)
+        if transform == "learned" and bits is None:
+            raise InputError(f'index.transform: "learned" is for scalar quantizers ("SQ8", "IVF256,SQ4"), not for {factory!r}')
+        self._bits = int(bits[1]) if bits and transform == "learned" else None
+        self._transform: Transform | None = None
         self._index: Any = None
         self._size = 0
 
     def build(self, labels: Tensor) -> None:
         """Train and fill the structure with rows (L, D), then move it to the device."""
         faiss = import_faiss()
+        if self._bits is not None:
+            self._transform = learn(labels, self._bits)
+            labels = labels @ self._transform.of_labels
         rows = np.ascontiguousarray(labels.numpy(), dtype=np.float32)
         try:
             index = faiss.index_factory(rows.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
@@ -75,6 +87,8 @@ class FaissIndex(LabelIndex):
         wanted = min(k, self._size) if self.device.name == "cpu" else min(k, self._size, GPU_K)
         padded_ids = np.full((len(queries), k), -1, dtype=np.int64)
         padded_scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        if self._transform is not None:
+            queries = queries @ self._transform.of_queries
         if wanted and len(queries):
             scores, ids = self._index.search(np.ascontiguousarray(queries.numpy(), dtype=np.float32), wanted)
             scores[ids < 0] = -np.inf
@@ -92,6 +106,8 @@ class FaissIndex(LabelIndex):
         """Return the structure, its search parameters and the device with the reason."""
         found: dict[str, object] = {"name": "faiss", "factory": self.factory, "device": self.device.name}
         found["reason"] = self.device.reason
+        if self._bits is not None:
+            found["transform"] = "learned"
         if "IVF" in self.factory:
             found["nprobe"] = self.nprobe
         if "HNSW" in self.factory:
@@ -108,6 +124,8 @@ class FaissIndex(LabelIndex):
         faiss = import_faiss()
         index = faiss.index_gpu_to_cpu(self._index) if self.device.name == "cuda" else self._index
         (folder / FILE).write_bytes(faiss.serialize_index(index).tobytes())
+        if self._transform is not None:
+            self._transform.save(folder)
 
     def load(self, folder: Path, labels: Tensor) -> None:
         """Read the structure back; the bundle's checksum has been verified by then. Rebuild where there is no file.
@@ -133,6 +151,8 @@ class FaissIndex(LabelIndex):
             index = faiss.deserialize_index(np.frombuffer(content, dtype=np.uint8))
         except RuntimeError as error:
             raise InputError(f"{path}: FAISS cannot read it: {str(error).splitlines()[-1]}") from None
+        if self._bits is not None:
+            self._transform = Transform.load(folder)
         if index.ntotal != len(labels) or index.d != labels.shape[1]:
             raise InputError(f"{path}: {index.ntotal} rows of {index.d}, but there are {len(labels)} of {labels.shape[1]}")
         self._take(index, len(labels))

@@ -17,6 +17,7 @@ SETTINGS = [
     ("faiss", {"factory": "IVF16,Flat", "nprobe": 8}, 0.7),
     ("faiss", {"factory": "HNSW32"}, 0.95),
     ("faiss", {"factory": "SQ8"}, 0.95),
+    ("faiss", {"factory": "SQ4", "transform": "learned"}, 0.7),
 ]
 
 
@@ -119,12 +120,15 @@ def test_the_reason_for_the_cpu_is_told():
     assert "asked for" in str(INDEXES.build("faiss", {"device": "cpu"}).describe()["reason"])
 
 
-def test_warm_or_not_the_answers_are_the_same(setting):
+def test_warm_or_not_the_answers_are_the_same(setting, tmp_path):
     name, options, _ = setting
     labels, queries = rows(6000), rows(20, seed=1)
+    built = INDEXES.build(name, options)
+    built.build(labels)
+    built.save(tmp_path)
     cold, warm = INDEXES.build(name, options), INDEXES.build(name, options)
     for index in (cold, warm):
-        index.build(labels)
+        index.load(tmp_path, labels)
     warm.warm()
     for _ in range(70):  # past the number of searches after which it warms by itself
         found, expected = cold.search(queries, 10, 0.05), warm.search(queries, 10, 0.05)
