@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
     "export": ("training.graph_cli:export", "Write a bundle's encoder as an ONNX graph, checked against torch."),
     "labels": ("training.labels_cli:command", "Add, replace, delete and list a bundle's labels; no training."),
-    "index": ("index.versions_cli:index", "A bundle's versions: list, verify, compact, go back."),
+    "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),
     "info": ("index.cli:info", "Say what is in a bundle, and what this machine runs it with."),

@@ -24,7 +24,7 @@ from dexml.bundle import Bundle
 from dexml.errors import InputError
 from dexml.kernels import Kernels, choose
 from dexml.label_log import Change, LabelLog
-from dexml.manifest import Manifest, Parent
+from dexml.manifest import Manifest, Parent, Row
 from dexml.text import id_fault, text_fault
 from dexml.types import Float32Array, Int64Array
 from index import INDEXES, default_index
@@ -126,8 +126,8 @@ class Store:
         """Whether so many rows were added, or are gone, that compaction pays."""
         return self.live.index.stray >= max(LARGEST_STRAY, STRAY_SHARE * len(self.live.labels))
 
-    def compact(self) -> str:
-        """Publish the labels as they are now as the next version, and go on from it; return its name.
+    def compact(self, index: Row | None = None) -> str:
+        """Publish the labels as they are now as the next version, behind another `index` where one is given; return its name.
 
         Searches and writes go on meanwhile: writes that come in between stand in the new version's log. Raises InputError when
         the index cannot be built of these labels, or the disk is full; everything is as before then.
@@ -140,7 +140,7 @@ class Store:
                 counts = live.labels.train_counts(rows)
                 self._later = []
             try:
-                return self._go_on_from(_compacted(old, live, sequence, rows, ids, texts, counts), catch_up=True)
+                return self._go_on_from(_compacted(old, live, sequence, rows, ids, texts, counts, index), catch_up=True)
             finally:
                 self._later = None
 
@@ -207,9 +207,17 @@ def _again(root: Path, name: str) -> Callable[[Path], Manifest]:
 
 
 def _compacted(
-    old: Bundle, live: Live, sequence: int, rows: Int64Array, ids: list[str], texts: list[str], counts: Int64Array
+    old: Bundle,
+    live: Live,
+    sequence: int,
+    rows: Int64Array,
+    ids: list[str],
+    texts: list[str],
+    counts: Int64Array,
+    other: Row | None,
 ) -> Callable[[Path], Manifest]:
-    """Return what fills a folder with the labels of `rows`, and with everything else of the version `old`."""
+    """Return what fills a folder with the labels of `rows` behind an index, and with everything else of the version `old`."""
+    row = other or old.manifest.index
 
     def fill(folder: Path) -> Manifest:
         embeddings = live.index.snapshot(rows)
@@ -217,11 +225,13 @@ def _compacted(
         bundle_of.write_labels(folder, ids, texts, counts, embeddings)
         (folder / "index").mkdir()
         if len(embeddings):
-            index = INDEXES.build(old.manifest.index.name, old.manifest.index.options)
+            index = INDEXES.build(row.name, row.options)
             index.build(embeddings)
             index.save(folder / "index")
         facts = {"dexml": __version__, "created": datetime.now(UTC).isoformat(timespec="seconds"), "labels": len(ids)}
-        return old.manifest.model_copy(update={**facts, "parent": Parent(version=old.root.name, records=sequence)})
+        return old.manifest.model_copy(
+            update={**facts, "index": row, "parent": Parent(version=old.root.name, records=sequence)}
+        )
 
     return fill
 

@@ -100,3 +100,15 @@ def test_versions_are_listed_verified_compacted_and_gone_back_to(run, bundle: Pa
     content[-1] ^= 1
     rows.write_bytes(bytes(content))
     assert "v000002/embeddings.safetensors was changed" in run("index", bundle, "--verify", fails=True)
+
+
+def test_an_index_is_tuned_kept_and_drawn(run, bundle: Path, tmp_path: Path):
+    told = run("index", bundle, "--recall", "0.9", "--keep", "--report", tmp_path / "tuning.html")
+    assert "exact" in told and "HNSW32" in told and "published as v000002" in told
+    page = (tmp_path / "tuning.html").read_text()
+    assert "<svg" in page and "HNSW32" in page and "http" not in page.replace("http-equiv", "")
+    assert json.loads(run("search", bundle, "sorting of arrays", "-k", "1", "--json"))[0]["id"] == "sorting"
+    (tmp_path / "unknown.txt").write_text("日本語\n")
+    said = run("index", bundle, "--recall", "0.9", "--queries", tmp_path / "unknown.txt", fails=True)
+    assert "knows no word" in said
+    assert "at most 1" in run("index", bundle, "--recall", "1.5", fails=True)
