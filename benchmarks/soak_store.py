@@ -56,7 +56,7 @@ def damage(bundle: Path, flips: int, cuts: int, seed: int) -> dict[str, Any]:
     """Return how many changes of files were made, and which were missed."""
     with Store.open(bundle, writable=True) as store:
         store.write([Change("before", "text", unit(np.random.default_rng(1)))])
-        store.compact(Row(name="faiss", factory="HNSW16"))
+        store.compact(Row.model_validate({"name": "faiss", "factory": "HNSW16"}))
         for number in range(20):
             store.write([Change(f"after {number}", "text", unit(np.random.default_rng(number)))])
     draw, name = random.Random(seed), versions.current(bundle)[0].name

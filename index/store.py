@@ -72,9 +72,13 @@ class Store:
         with ExitStack() as held:
             if writable:
                 held.enter_context(versions.locked(root))
-            bundle = Bundle.open(root)
-            manifest = bundle.manifest
-            records = LabelLog(versions.log_of(bundle.root), manifest.dimension, manifest.sha256, writable=writable)
+            try:
+                bundle = Bundle.open(root)
+                manifest = bundle.manifest
+                records = LabelLog(versions.log_of(bundle.root), manifest.dimension, manifest.sha256, writable=writable)
+            except InputError as error:
+                ways = " or --activate VERSION" if len(versions.names(root)) > 1 else ""
+                raise InputError(f"{error} (dexml index {root} --recover{ways} may help)") from None
             held.callback(records.close)
             live = _live(bundle, index, kernels or choose())
             live.change([change for record in records.records for change in record.changes])
@@ -180,6 +184,20 @@ class Store:
                 elif taken is not None:
                     taken[2].close()
         return self.bundle.root.name
+
+
+def published_with(root: Path, folder: Path, manifest: Manifest, changes: Sequence[Change], index: Row) -> str:
+    """Publish the version in `folder` with `changes` made, behind `index`; return the new name. The caller holds the lock."""
+    bundle = Bundle.read(folder, manifest)
+    live = _live(bundle, "exact", choose())
+    live.change(changes)
+    rows = live.labels.live()
+    ids, texts = ([table[row] for row in rows] for table in (live.labels.ids, live.labels.texts))
+    fill = _compacted(bundle, live, 0, rows, ids, texts, live.labels.train_counts(rows), index)
+    try:
+        return versions.publish(root, lambda place: fill(place).model_copy(update={"parent": None})).name
+    except OSError as error:
+        raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
 
 
 def activate(path: Path, name: str) -> str:

@@ -19,6 +19,7 @@ EPILOG = """Examples:
   dexml index runs/mine                       what is there
   dexml index runs/mine --verify              every checksum of every version
   dexml index runs/mine --compact             the labels as they are now become the next version
+  dexml index runs/mine --recover             a damaged version made anew from the one before and the logs
   dexml index runs/mine --activate v000001    go back to a version, as it was published
   dexml index runs/mine --recall 0.99         the quickest structure and settings that find 99% of the true top 100
   dexml index runs/mine --recall 0.99 --keep --report tuning.html
@@ -29,6 +30,7 @@ EPILOG = """Examples:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--verify", "action", flag_value="verify", help="Read every file of every version and compare its checksums.")
 @click.option("--compact", "action", flag_value="compact", help="Publish the labels as they are now as the next version.")
+@click.option("--recover", "action", flag_value="recover", help="Make a damaged version anew from the one before and the logs.")
 @click.option("--activate", "name", metavar="VERSION", help="Publish a kept version anew; writes that came later do not count.")
 @click.option("--recall", type=float, metavar="R", help="Find the quickest structure and settings with this recall@100.")
 @click.option("--queries", type=click.Path(path_type=Path), help="With --recall: a file of texts; default: training texts.")
@@ -47,13 +49,17 @@ def index(
     from index.store import Store, activate
 
     if sum(asked is not None for asked in (action, name, recall)) > 1:
-        raise click.UsageError("--verify, --compact, --activate and --recall are things to do one after the other")
+        raise click.UsageError("--verify, --compact, --recover, --activate and --recall are things to do one after the other")
     if recall is None and (queries or keep or report):
         raise click.UsageError("--queries, --keep and --report go with --recall")
     if recall is not None:
         _tune(bundle, recall, queries, keep, report)
     elif name:
         click.echo(f"{name} is published anew as {activate(bundle, name)}")
+    elif action == "recover":
+        from index.recovery import recover
+
+        click.echo(f"everything is there, published as {recover(bundle)}")
     elif action == "compact":
         with Store.open(bundle, writable=True) as store:
             before = store.name

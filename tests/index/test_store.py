@@ -21,6 +21,7 @@ from dexml.device import faiss_wheel
 from dexml.errors import InputError
 from dexml.label_log import Change
 from index import INDEXES
+from index.recovery import recover
 from index.retriever import Retriever
 from index.store import Store, activate
 
@@ -206,6 +207,42 @@ def test_going_back_where_the_current_version_is_damaged(bundle: Path):
         Store.open(bundle)
     assert activate(bundle, "v000003") == "v000004"
     assert state(Store.open(bundle)) == first
+
+
+def test_a_damaged_version_is_made_anew_from_the_one_before_and_the_logs(bundle: Path):
+    with Store.open(bundle, writable=True) as store:
+        store.write([Change("svd"), Change("new", "text", unit(1, 1)[0])])
+        store.compact()
+        store.write([Change("newer", "text", unit(1, 2)[0]), Change("fft")])
+        expected = state(store)
+    with pytest.raises(InputError, match=r"nothing in .* is damaged"):
+        recover(bundle)
+    rows = bundle / "v000002" / "labels.jsonl"
+    rows.chmod(0o644)
+    rows.write_text("damaged")
+    with pytest.raises(InputError, match=r"labels\.jsonl has 7 bytes"):
+        Store.open(bundle)
+    assert recover(bundle) == "v000003"
+    assert state(Store.open(bundle)) == expected
+
+
+def test_what_cannot_be_made_anew_is_told(bundle: Path):
+    rows = bundle / "v000001" / "labels.jsonl"
+    rows.chmod(0o644)
+    whole = rows.read_text()
+    rows.write_text("damaged")
+    with pytest.raises(InputError, match="it came from a training, and what is left to go back to is nothing"):
+        recover(bundle)
+    rows.write_text(whole)
+    with Store.open(bundle, writable=True) as store:
+        store.write([Change("svd")])
+        store.compact()
+    for version in ("v000001", "v000002"):
+        rows = bundle / version / "labels.jsonl"
+        rows.chmod(0o644)
+        rows.write_text("damaged")
+    with pytest.raises(InputError, match=r"v000001/labels\.jsonl has 7 bytes"):
+        recover(bundle)
 
 
 def test_a_failing_compaction_changes_nothing(bundle: Path):

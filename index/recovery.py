@@ -1,0 +1,56 @@
+"""What is still there of a bundle whose current version is damaged: the version it came from, and the logs of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dexml import manifest as manifest_of
+from dexml import versions
+from dexml.errors import InputError
+from dexml.label_log import Change, LabelLog
+from index.store import published_with
+
+
+def recover(path: Path) -> str:
+    """Publish the labels as they are now from the current version's parent and the two logs; return the new version's name.
+
+    A compaction's labels are those of its parent after so many writes, so nothing is lost. Raises InputError where nothing is
+    damaged, and where these are damaged as well: what can be gone back to then is said.
+    """
+    root = versions.root_of(path)
+    with versions.locked(root):
+        name = _current_name(root)
+        manifest = manifest_of.read(root / name)
+        try:
+            manifest_of.verify(root / name, manifest)
+        except InputError as error:
+            damage = str(error)
+        else:
+            raise InputError(f"bundle: nothing in {root / name} is damaged")
+        if manifest.parent is None:
+            raise InputError(f"{damage}; it came from a training, and what is left to go back to is {_others(root, name)}")
+        parent, records = manifest.parent.version, manifest.parent.records
+        if not (root / parent).is_dir():
+            raise InputError(f"{damage}; {parent}, which it came from, is gone")
+        older = manifest_of.read(root / parent)
+        before = LabelLog(versions.log_of(root / parent), older.dimension, older.sha256).records[:records]
+        since = LabelLog(versions.log_of(root / name), manifest.dimension, manifest.sha256).records
+        if len(before) < records:
+            raise InputError(f"{damage}; the log of {parent} holds {len(before)} of the {records} writes that led to it")
+        changes: list[Change] = [change for record in [*before, *since] for change in record.changes]
+        return published_with(root, root / parent, older, changes, manifest.index)
+
+
+def _current_name(root: Path) -> str:
+    """Return what CURRENT names, or the newest version where it names none that is there."""
+    try:
+        return versions.current(root)[0].name
+    except InputError as error:
+        present = versions.names(root)
+        if not present:
+            raise error from None
+        return present[-1]
+
+
+def _others(root: Path, name: str) -> str:
+    return ", ".join(other for other in versions.names(root) if other != name) or "nothing"
