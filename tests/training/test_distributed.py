@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from data import open_format
 from dexml import versions
+from dexml.bundle import Bundle
 from dexml.config import load
 from dexml.errors import InputError
 from training import checkpoint, follow
@@ -86,6 +87,23 @@ def test_four_ranks_go_on_from_one_and_end_where_one_does(tiny_config: Path, tmp
     assert [line["loss"] for line in steps] == pytest.approx(losses[3:], rel=1e-3)
     validated = [[line["P@1"], line["P@3"], line["P@5"]] for line in history if line["kind"] == "validation"]
     assert validated == precisions[1:]
+
+
+def test_accelerate_launches_the_same_ranks(tiny_config: Path, tmp_path: Path):
+    chosen = [word for setting in (*SETTINGS, f"out={tmp_path / 'two'}", "training.epochs=2") for word in ("--set", setting)]
+    # --multi_gpu is accelerate's word for ranks on one machine; without a GPU they are processes on the CPU.
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "dexml", "train", str(tiny_config), *chosen],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "labels spread over 2 ranks" in done.stderr
+    assert Bundle.open(tmp_path / "two").embeddings.shape == (10, 32)
 
 
 def test_a_killed_rank_ends_the_job_and_its_checkpoint_goes_on_in_one_process(tiny_config: Path, tmp_path: Path):
