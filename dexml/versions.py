@@ -192,10 +192,6 @@ def _remove(folder: Path) -> None:
     gone = folder if folder.name.endswith((".tmp", ".deleted")) else folder.with_name(f"{folder.name}.deleted")
     if gone != folder:
         os.rename(folder, gone)
-    for place, folders, _ in os.walk(gone):
-        os.chmod(place, 0o755)
-        for name in folders:
-            os.chmod(Path(place) / name, 0o755)
     shutil.rmtree(gone, ignore_errors=True)
 
 

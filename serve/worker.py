@@ -183,7 +183,7 @@ class Worker:
         kinds: tuple[Normalize, ...] = ("topk", "all")
         for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now
             for kind in kinds:
-                found = retriever.search(texts, min(10, len(labels)), normalize=kind)
+                found = retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
         model, version = str(info["model"]), str(info["version"])
         return Serving(retriever, labels, retriever.dimension, info, model, version, found.exact)
 
