@@ -29,10 +29,11 @@ CANDIDATES = 200  # how many candidates an approximate index is asked for at lea
 class Found:
     """Answers for B queries with the normaliser they were asked with.
 
-    `topk.ids` are rows of `labels`, of which `size` were live. `topk.log_z` runs over what `normalizer` names: "topk" the
-    candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per query (B): `tokens` counts what the
-    text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, and `known` is False
-    where the model knows no word of the text: its row is 0 then, every label would score the same, and there are no answers.
+    `topk.ids` are rows of `labels`, of which `size` were live in `version`. `topk.log_z` runs over what `normalizer` names:
+    "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per query (B): `tokens`
+    counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, and
+    `known` is False where the model knows no word of the text: its row is 0 then, every label would score the same, and nothing
+    is answered.
     """
 
     topk: TopK
@@ -41,6 +42,7 @@ class Found:
     exact: bool
     labels: LiveLabels | LabelTable
     size: int
+    version: str
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
@@ -180,7 +182,7 @@ class Retriever:
             topk = self.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
             if normalize == "all":
                 topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
-            size = len(live.labels)
+            size, version = len(live.labels), self.store.name
         known = queries.any(dim=1)
         if not bool(known.all()):
             unknown = ~known[:, None]
@@ -192,6 +194,7 @@ class Retriever:
             live.index.exact,
             live.labels,
             size,
+            version,
             {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
             known=tuple(known.tolist()),
             rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),

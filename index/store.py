@@ -38,10 +38,12 @@ STRAY_SHARE = 0.1  # or this share of all rows, if that is more
 
 @dataclass(frozen=True)
 class Written:
-    """An acknowledged write: its number in the version's log, and what it did."""
+    """An acknowledged write: its number in the version's log, what it did, and the version and number of labels after it."""
 
     sequence: int
     changed: Changed
+    version: str
+    labels: int
 
 
 class Store:
@@ -123,7 +125,8 @@ class Store:
             sequence = self._log.append(checked)
             if self._later is not None:
                 self._later.append(checked)
-            return Written(sequence, self.live.change(checked))
+            changed = self.live.change(checked)
+            return Written(sequence, changed, self.name, len(self.live.labels))
 
     @property
     def due(self) -> bool:

@@ -22,14 +22,14 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     from flask_openapi3.openapi import OpenAPI
 
     from dexml import __version__
-    from serve import api, errors
+    from serve import api, errors, labels_api
     from serve.worker import Worker
 
     def open_retriever() -> Retriever:
         from index.retriever import Retriever
 
         assert settings.bundle is not None, "without a retriever the settings must name a bundle"
-        return Retriever.open(settings.bundle)
+        return Retriever.open(settings.bundle, writable=settings.writable)
 
     app = OpenAPI(
         "serve",
@@ -48,6 +48,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     errors.install(app)
     api.install(app)
     app.register_api(api.api)
+    app.register_api(labels_api.labels_api)
     worker.start()
     return app
 

@@ -18,12 +18,13 @@ from serve.worker import Ask, Serving
 
 def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
     """Return the work of a valid request. Raises Problem for what only the loaded model can tell."""
-    if request.index_version not in (None, serving.index_version):
-        raise Problem("not_found", f"the version being served is {serving.index_version}")
+    served = serving.store.name
+    if request.index_version not in (None, served, served.partition("+")[0]):
+        raise Problem("not_found", f"the version being served is {served}")
     if request.exact and not serving.exact:
         raise Problem("exact_unavailable", faults=[Fault("/exact", "exact_unavailable", "must be false for this index")])
     limit = request.candidates or settings.max_candidates
-    k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.labels))
+    k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.store.live.labels))
     return Ask(
         max(k, 1),
         tuple(request.queries or ()),

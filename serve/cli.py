@@ -34,6 +34,9 @@ def host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
     help="Answer requests for this host too, such as a proxy's public name; repeatable. On loopback addresses, requests "
     "for other hosts than localhost, 127.0.0.0/8 and [::1] get 421.",
 )
+@click.option(
+    "--writable", is_flag=True, help="Take labels to add, replace and delete (POST, DELETE /v1/labels); on loopback only."
+)
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses without any keys.")
 def command(
     bundle: Path,
@@ -43,6 +46,7 @@ def command(
     max_inflight: int,
     deadline_ms: int,
     allowed_hosts: tuple[str, ...],
+    writable: bool,
     insecure: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: POST /v1/search, a search page at /, the API's description at /openapi.json.
@@ -59,6 +63,8 @@ def command(
             f"--host {shown(host)}: everybody who reaches it could ask, and there are no keys yet; "
             "use 127.0.0.1 behind a proxy, or --insecure"
         )
+    if writable and not is_loopback(host):
+        raise InputError(f"--writable: everybody who reaches {shown(host)} could write, and there are no keys yet")
     versions.current(versions.root_of(bundle))  # before an address is taken; the worker opens and checks it after the fork
     from serve import wsgi
     from serve.settings import Settings
@@ -68,6 +74,7 @@ def command(
         host=host,
         port=port,
         allowed_hosts=allowed_hosts,
+        writable=writable,
         threads=threads,
         max_inflight=max_inflight,
         deadline_ms=deadline_ms,

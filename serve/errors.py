@@ -25,9 +25,11 @@ CODES: Mapping[str, tuple[int, str]] = {
     "too_deep": (400, "The JSON is nested too deeply"),
     "number_too_long": (400, "An integer has too many digits"),
     "bad_request": (400, "The request cannot be read"),
+    "forbidden": (403, "This is not allowed here"),
     "not_found": (404, "Nothing is here"),
     "method_not_allowed": (405, "The method is not allowed here"),
-    "batch_too_large": (413, "Too many queries in one request"),
+    "conflict": (409, "Something is there already"),
+    "batch_too_large": (413, "Too many queries or labels in one request"),
     "body_too_large": (413, "The body is too large"),
     "uri_too_long": (414, "The request line is too long"),
     "unsupported_media_type": (415, "The body must be plain JSON"),
@@ -51,6 +53,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "not_ready": (503, "The model is still loading"),
     "draining": (503, "The service is shutting down"),
     "deadline_exceeded": (504, "The deadline passed"),
+    "insufficient_storage": (507, "The disk is full"),
 }
 
 BY_STATUS: Mapping[int, str] = {

@@ -21,6 +21,7 @@ class Settings(BaseModel):
     # Names besides loopback's that a Host header may have, such as a proxy's; when empty, an address that others reach
     # answers to any name.
     allowed_hosts: tuple[Annotated[str, AfterValidator(check_allowed)], ...] = ()
+    writable: bool = False  # take labels to add and to delete
     threads: int | None = Field(default=None, ge=1, le=4096)  # None: max_inflight + 32, so that 429 and probes get a thread
 
     max_body_bytes: int = Field(default=2_000_000, ge=1)
@@ -32,6 +33,7 @@ class Settings(BaseModel):
     max_candidates: int = Field(default=2048, ge=1)
     min_temperature: float = Field(default=1e-4, gt=0)  # e^{1/τ} must stay inside float32's exponents once shifted
     max_temperature: float = Field(default=100.0, gt=0)
+    max_labels: int = Field(default=1000, ge=1, le=1000)  # of one write; what a record of the log may hold
     max_excluded: int = Field(default=1000, ge=0)
 
     max_inflight: int = Field(default=256, ge=1)
@@ -55,6 +57,7 @@ class Settings(BaseModel):
             "top_k": self.max_top_k,
             "candidates": self.max_candidates,
             "exclude_ids": self.max_excluded,
+            "labels": self.max_labels,
             "inflight": self.max_inflight,
             "timeout_ms": self.max_deadline_ms,
             "default_timeout_ms": self.deadline_ms,

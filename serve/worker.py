@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dexml.types import LabelTable
-from index.live import LiveLabels
+from dexml.label_log import Change
+from dexml.types import Float32Array
 from index.retriever import Found, Normalize, Retriever
-from serve.errors import Problem
+from index.store import Store, Written
+from serve.errors import Fault, Problem
 from serve.settings import Settings
 
 log = logging.getLogger("dexml.serve")
+
+UNKNOWN = "holds no word that the model knows; give an embedding"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +35,10 @@ class Serving:
     """What answers requests, whole and immutable: a request takes the reference once."""
 
     retriever: Retriever
-    labels: LabelTable | LiveLabels
+    store: Store
     dimension: int
     info: dict[str, Any]
     model: str
-    index_version: str
     exact: bool  # whether the index sees every label
 
 
@@ -60,16 +62,33 @@ class Ask:
         return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize)
 
 
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Labels to put there, (id, text, unit row or None to encode the text), and ids to delete: one write, all or nothing."""
+
+    put: tuple[tuple[str, str | None, Float32Array | None], ...] = ()
+    deleted: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Return what no other request has: a write travels alone."""
+        return (self,)
+
+
 @dataclass(eq=False)
 class Ticket:
     """One admitted request: its work, its deadline (monotonic seconds) and, once `done`, its answer or its problem."""
 
-    ask: Ask
+    ask: Ask | Edit
     deadline: float
     submitted: float
     done: threading.Event = field(default_factory=threading.Event)
     started: float = 0.0
     found: Found | None = None
+    written: Written | None = None
     serving: Serving | None = None
     problem: Problem | None = None
 
@@ -87,6 +106,7 @@ class Worker:
         self._crowded = False  # the last batch held several requests, so a short wait may gather several again
         self._request_s = 0.01  # running mean of seconds per request, for Retry-After
         self._loaded = threading.Event()
+        self._compacting: threading.Thread | None = None
         self._thread = threading.Thread(target=self._live, name="dexml-model", daemon=True)
         self.draining = False  # a plain flag: a signal handler sets it
         self.serving: Serving | None = None
@@ -110,7 +130,7 @@ class Worker:
         """Return how many requests are queued or running."""
         return self._inflight
 
-    def answer(self, ask: Ask, deadline: float) -> Ticket:
+    def answer(self, ask: Ask | Edit, deadline: float) -> Ticket:
         """Return the finished ticket of `ask`. Raises Problem: overloaded, draining, deadline_exceeded, internal and so on."""
         ticket = self._admit(ask, deadline)
         if not ticket.done.wait(max(0.0, deadline - time.monotonic())):
@@ -137,7 +157,7 @@ class Worker:
             raise Problem("not_ready", "the model is still loading", headers=_retry(1))
         return self.serving
 
-    def _admit(self, ask: Ask, deadline: float) -> Ticket:
+    def _admit(self, ask: Ask | Edit, deadline: float) -> Ticket:
         self.check_ready()
         with self._changed:
             if self._inflight >= self._settings.max_inflight:
@@ -184,8 +204,7 @@ class Worker:
         for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now
             for kind in kinds:
                 found = retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
-        model, version = str(info["model"]), str(info["version"])
-        return Serving(retriever, labels, retriever.dimension, info, model, version, found.exact)
+        return Serving(retriever, retriever.store, retriever.dimension, info, str(info["model"]), found.exact)
 
     def _next_batch(self) -> list[Ticket]:
         """Return the oldest request and those that can travel with it; empty when the thread is to end."""
@@ -233,8 +252,11 @@ class Worker:
         """Answer a batch; when it fails, each request again alone, so that one bad request harms no other."""
         started = time.monotonic()
         assert self.serving is not None
+        if isinstance(batch[0].ask, Edit):
+            self._write(batch[0], batch[0].ask, self.serving)
+            return
         try:
-            found = _search(self.serving.retriever, [ticket.ask for ticket in batch])
+            found = _search(self.serving.retriever, [ticket.ask for ticket in batch if isinstance(ticket.ask, Ask)])
         except Exception:
             if len(batch) > 1:
                 for ticket in batch:
@@ -250,6 +272,39 @@ class Worker:
             ticket.serving, ticket.started = self.serving, started
             row += len(ticket.ask)
             self._finish(ticket)
+
+    def _write(self, ticket: Ticket, edit: Edit, serving: Serving) -> None:
+        """Encode what has to be, and write; compaction goes its own way when it is due."""
+        store = serving.store
+        try:
+            texts = [text for _, text, row in edit.put if row is None and text is not None]
+            rows = serving.retriever.model.embed_labels(texts).numpy() if texts else ()
+            encoded = iter(rows)
+            for text, made in zip(texts, rows, strict=True):
+                if not made.any():
+                    place = next(number for number, (_, own, row) in enumerate(edit.put) if row is None and own == text)
+                    raise Problem("schema", faults=[Fault(f"/labels/{place}/text", "schema", UNKNOWN)])
+            changes = [Change(name, text or name, next(encoded) if row is None else row) for name, text, row in edit.put]
+            ticket.written = store.write([*changes, *(Change(name) for name in edit.deleted)])
+        except OSError:
+            log.exception("a write failed")
+            ticket.problem = Problem("insufficient_storage", "the write could not be stored; nothing has changed")
+        except Problem as problem:
+            ticket.problem = problem
+        except Exception:
+            log.exception("a write failed")
+            ticket.problem = Problem("internal", "the write failed; the request id finds it in the server's log")
+        self._finish(ticket)
+        if store.due and not (self._compacting and self._compacting.is_alive()):
+            self._compacting = threading.Thread(target=_compact, args=(store,), name="dexml-compaction", daemon=True)
+            self._compacting.start()
+
+
+def _compact(store: Store) -> None:
+    try:
+        log.info("compacted: %s", store.compact())
+    except Exception:  # what is served goes on without: the log just grows
+        log.exception("compaction failed")
 
 
 def _search(retriever: Retriever, asks: list[Ask]) -> Found:

@@ -94,7 +94,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         worker = app.extensions["dexml"].worker
         worker.wait_until_loaded()
         if worker.serving is not None:
-            labels = len(worker.serving.labels)
+            labels = len(worker.serving.store.live.labels)
             click.echo(f"dexml: {labels:,} labels of {worker.serving.model} at {self.url} (Ctrl-C ends it)")
             sys.stdout.flush()
             return

@@ -120,13 +120,17 @@ def list_(bundle: Path, embeddings: bool) -> None:
 
 
 def _changes(lines: Sequence[LabelLine], model: DualEncoder | None, width: int) -> list[Change]:
-    """Return lines as changes: texts encoded, embeddings as they are."""
+    """Return lines as changes: texts encoded, embeddings as they are. Raises InputError for a text of unknown words."""
+    from dexml.errors import InputError
     from dexml.label_log import Change
     from index.store import unit_row
 
     texts = [line.text for line in lines if line.embedding is None and line.text is not None]
     encoded = iter([] if model is None else model.embed_labels(texts).numpy())
-    rows = (next(encoded) if line.embedding is None else unit_row(line.embedding, width, line.where) for line in lines)
+    rows = [next(encoded) if line.embedding is None else unit_row(line.embedding, width, line.where) for line in lines]
+    for line, row in zip(lines, rows, strict=True):
+        if not row.any():
+            raise InputError(f"{line.where}, text: the model knows no word of it; give an embedding")
     return [Change(line.id, line.text or line.id, row) for line, row in zip(lines, rows, strict=True)]
 
 

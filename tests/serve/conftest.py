@@ -112,6 +112,12 @@ def running(*programs: list[str]):
 
 
 @pytest.fixture(scope="session")
+def running_servers():
+    """`running`, for tests that start servers of their own."""
+    return running
+
+
+@pytest.fixture(scope="session")
 def stand_in() -> ModuleType:
     spec = importlib.util.spec_from_file_location("dexml_stand_in", Path(__file__).with_name("stand_in.py"))
     module = importlib.util.module_from_spec(spec)

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 
@@ -57,6 +58,7 @@ class StandIn:
         self.rows = torch.stack([embed(f"{i} {t}") for i, t in LABELS])
         self.dimension = DIMENSION
         self.temperature = 0.05
+        self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
         self.batches: list[int] = []
         self.seen: list[str] = []
 
@@ -117,6 +119,7 @@ class StandIn:
             exact=True,
             labels=self.labels,
             size=len(self.labels),
+            version="v000001",
             seconds={"retrieve": time.perf_counter() - start, "rescore": 0.0},
             known=tuple(known.tolist()),
             rescored=(wanted,) * len(queries),

@@ -1,0 +1,159 @@
+"""The routes of labels: listed and fetched by anyone who may ask, written where the service was started to take writes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flask import Response, g, request
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from pydantic import BaseModel, Field
+
+from index.live import Live
+from serve.answers import unit_rows
+from serve.api import REFUSALS, answer, reads_json, refusals, service
+from serve.errors import Fault, Problem
+from serve.label_schemas import DeleteRequest, LabelBody, LabelList, NewLabel, UpsertRequest, WriteResponse
+from serve.worker import Edit
+
+MOST_LISTED = 1000
+CURSOR = re.compile(r"(v\d{6,12})-(\d{1,12})")
+
+labels_api = APIBlueprint("labels", __name__)
+TAG = Tag(name="labels")
+
+
+class LabelPath(BaseModel):
+    """The id of a label, percent-encoded; it may hold slashes."""
+
+    label_id: str
+
+
+class ListQuery(BaseModel):
+    """How many labels, and where to go on; read by the view itself, so that its refusals are those of the table."""
+
+    limit: int = Field(default=100, ge=1, le=MOST_LISTED)
+    cursor: str | None = None
+
+
+@labels_api.get(
+    "/v1/labels", summary="All labels, some at a time", tags=[TAG], responses={200: LabelList, **refusals(*REFUSALS)}
+)
+def list_labels() -> Response:
+    """Return `limit` labels (100) from `cursor` on, which is the `next` of the answer before; a new version starts anew."""
+    store = service().worker.check_ready().store
+    if strange := sorted(set(request.args) - {"limit", "cursor"}):
+        raise Problem("schema", f"{strange[0]!r} is not a known parameter; limit and cursor are")
+    limit = request.args.get("limit", "100")
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MOST_LISTED or len(limit) > 9:
+        raise Problem("schema", f"limit must be between 1 and {MOST_LISTED}")
+    live, version = store.live, store.bundle.root.name
+    first = 0
+    if (cursor := request.args.get("cursor")) is not None:
+        found = CURSOR.fullmatch(cursor)
+        if found is None or found[1] != version:
+            raise Problem("schema", "the cursor is not one of the version that is being served; start without")
+        first = int(found[2])
+    rows, following = _rows_from(live, first, int(limit))
+    labels = [{"id": live.labels.ids[row], "text": live.labels.texts[row]} for row in rows]
+    after = None if following is None else f"{version}-{following}"
+    return answer({"labels": labels, "next": after, "index_version": store.name})
+
+
+@labels_api.get("/v1/labels/<path:label_id>", summary="A label", tags=[TAG], responses={200: LabelBody, **refusals(*REFUSALS)})
+def get_label(path: LabelPath) -> Response:
+    """Return the label with that id."""
+    live = service().worker.check_ready().store.live
+    row = live.labels.row(path.label_id)
+    if row is None:
+        raise Problem("not_found", "no label has this id")
+    return answer({"id": live.labels.ids[row], "text": live.labels.texts[row]})
+
+
+@labels_api.post(
+    "/v1/labels",
+    summary="Add or replace labels",
+    tags=[TAG],
+    responses={200: WriteResponse, **refusals(*REFUSALS, 403, 409, 507)},
+)
+@reads_json
+def upsert(body: UpsertRequest) -> Response:
+    """Put labels there, all or none: on disk, and seen by every search from now on, when this answers."""
+    serving = _writable()
+    for place, label in enumerate(body.labels):
+        if body.if_exists == "error" and label.id in serving.store.live.labels:
+            raise Problem("conflict", faults=[Fault(f"/labels/{place}/id", "conflict", "names a label that is there")])
+    return _written(Edit(tuple(_new(label, place, serving.dimension) for place, label in enumerate(body.labels))))
+
+
+@labels_api.post(
+    "/v1/labels/delete", summary="Delete labels", tags=[TAG], responses={200: WriteResponse, **refusals(*REFUSALS, 403, 507)}
+)
+@reads_json
+def delete_many(body: DeleteRequest) -> Response:
+    """Delete labels, those that are there: no search from now on returns them."""
+    _writable()
+    return _written(Edit(deleted=tuple(dict.fromkeys(body.ids))))
+
+
+@labels_api.delete(
+    "/v1/labels/<path:label_id>",
+    summary="Delete a label",
+    tags=[TAG],
+    responses={200: WriteResponse, **refusals(*REFUSALS, 403, 507)},
+)
+def delete_one(path: LabelPath) -> Response:
+    """Delete the label with that id; 404 when there is none."""
+    if path.label_id not in _writable().store.live.labels:
+        raise Problem("not_found", "no label has this id")
+    return _written(Edit(deleted=(path.label_id,)))
+
+
+def _writable() -> Any:
+    serving = service().worker.check_ready()
+    if not service().settings.writable:
+        raise Problem("forbidden", "this service takes no writes; `dexml serve --writable` does")
+    return serving
+
+
+def _new(label: NewLabel, place: int, dimension: int) -> tuple[str, str | None, Any]:
+    if label.embedding is None:
+        return label.id, label.text, None
+    try:
+        row = unit_rows([label.embedding], dimension)[0].numpy()
+    except Problem as problem:
+        code, message = problem.code, problem.faults[0].message
+        raise Problem(code, faults=[Fault(f"/labels/{place}/embedding", code, message)]) from None
+    return label.id, label.text or label.id, row
+
+
+def _written(edit: Edit) -> Response:
+    settings = service().settings
+    ticket = service().worker.answer(edit, g.received + settings.max_deadline_ms / 1000)
+    written = ticket.written
+    assert written is not None
+    changed = written.changed
+    document = {
+        "upserted": changed.added + changed.replaced,
+        "replaced": changed.replaced,
+        "deleted": changed.deleted,
+        "sequence": written.sequence,
+        "durable": True,
+        "visible": True,
+        "index_version": written.version,
+        "labels": written.labels,
+    }
+    return answer(document)
+
+
+def _rows_from(live: Live, first: int, limit: int) -> tuple[list[int], int | None]:
+    """Return at most `limit` live rows from number `first` on, and the number of the one after them."""
+    found: list[int] = []
+    labels = live.labels
+    for row in range(first, len(labels.ids)):
+        if labels.row(labels.ids[row]) == row:
+            if len(found) == limit:
+                return found, row
+            found.append(row)
+    return found, None
