@@ -7,15 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field
-from safetensors.numpy import save_file
 
-from dexml import bundle
 from dexml.plugin import ALIAS
 from training.exporters.base import Exporter, Source
 from training.exporters.folder import ABOUT, labels_written, whole
 
+ROWS = "embeddings.safetensors"
 CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -71,6 +69,9 @@ class HubFolder(Exporter):
 
     def export(self, source: Source) -> str:
         """Write the folder; the rows are held in memory once."""
+        import numpy as np
+        from safetensors.numpy import save_file
+
         with whole(self.out) as folder:
             # Contents alone: a version's files are read-only, and what is exported belongs to whoever exported it.
             shutil.copytree(source.encoder, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
@@ -80,10 +81,10 @@ class HubFolder(Exporter):
             for batch in labels_written(folder, source):
                 rows[done : done + len(batch.ids)] = batch.rows
                 done += len(batch.ids)
-            save_file({"embeddings": rows}, folder / bundle.EMBEDDINGS)
+            save_file({"embeddings": rows}, folder / ROWS)
             (folder / ABOUT).write_text(json.dumps(source.about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             own = ALIAS in (folder / "modules.json").read_text(encoding="utf-8")
             name = source.about["model"].partition("@")[0]
             card = CARD.format(name=name, before=BEFORE if own else "", **source.about)
             (folder / "README.md").write_text(card, encoding="utf-8")
-        return f"{self.out}: SentenceTransformer opens it; labels.jsonl, {bundle.EMBEDDINGS}, README.md"
+        return f"{self.out}: SentenceTransformer opens it; labels.jsonl, {ROWS}, README.md"
