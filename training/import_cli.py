@@ -25,7 +25,9 @@ EPILOG = """Examples:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder, a new one.")
 @click.option("--temperature", type=float, default=0.05, show_default=True, help="Of the probabilities; the order stays.")
 @click.option("--index", default="auto", show_default=True, help="exact, faiss, or what suits this machine.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="How much of a text is read.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="How much of a text is read, at most."
+)
 @click.option("--name", help="What the bundle calls itself; default: the name of its folder.")
 def import_(
     model: str,
@@ -45,10 +47,13 @@ def import_(
     changed as any other.
     """
     from dexml.errors import InputError
+    from dexml.text import text_fault
     from training.exporters.folder import refuse_existing
 
     if not 0 < temperature < math.inf:
         raise InputError(f"--temperature must be above 0, got {temperature}")
+    if name is not None and (fault := text_fault(name)):
+        raise InputError(f"--name {fault.words}")
     refuse_existing(out)
     from rich.console import Console
     from rich.progress import Progress
@@ -73,7 +78,7 @@ def import_(
         "revision": revision,
         "labels": str(file.resolve()),
         "embeddings": None if embeddings is None else str(embeddings.resolve()),
-        "max_tokens": max_tokens,
+        "max_tokens": opened.encoder.max_tokens,
     }
     served = import_bundle(out, name or out.resolve().name, opened, labels, rows, index, temperature, origin)
     click.echo(f"index: {', '.join(f'{key} {value}' for key, value in served.items())}", err=True)

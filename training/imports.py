@@ -29,7 +29,8 @@ PROPENSITY = (0.55, 1.5)
 def open_model(name: str, revision: str | None, max_tokens: int) -> DualEncoder:
     """Return a model that is not trained further: dexml's own encoder folder, or any that sentence-transformers opens.
 
-    `name` is a folder, "minilm", or a hub name with a `revision`. Raises InputError when there is none.
+    `name` is a folder, "minilm", or a hub name with a `revision`. dexml's own folder says itself how many tokens it reads, and
+    gives no label the free vector that a training gave it. Raises InputError when there is none.
     """
     if (Path(name) / model_of.FILE).is_file():
         return DualEncoder.load(Path(name))

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dexml.plugin import ALIAS
 from training.exporters.base import Exporter, Source
-from training.exporters.folder import ABOUT, labels_written, whole
+from training.exporters.folder import ABOUT, LABELS, labels_written, whole
 
 ROWS = "embeddings.safetensors"
 CARD = """---
@@ -82,6 +82,7 @@ class HubFolder(Exporter):
                 rows[done : done + len(batch.ids)] = batch.rows
                 done += len(batch.ids)
             save_file({"embeddings": rows}, folder / ROWS)
+            (folder / ROWS).chmod((folder / LABELS).stat().st_mode)  # safetensors makes files for their owner alone
             (folder / ABOUT).write_text(json.dumps(source.about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             own = ALIAS in (folder / "modules.json").read_text(encoding="utf-8")
             name = source.about["model"].partition("@")[0]
