@@ -137,6 +137,17 @@ def test_a_failure_half_way_leaves_nothing(bundle: Path, target: Target, tmp_pat
         EXPORTERS.build(target.name, target.options).export(Source.of(Store.open(bundle), lambda done: None))
 
 
+@pytest.mark.parametrize("target", ["pgvector"], indirect=True)
+def test_a_replacement_that_fails_leaves_the_old_table(bundle: Path, target: Target):
+    def fail(done: int) -> None:
+        raise KeyboardInterrupt
+
+    EXPORTERS.build(target.name, target.options).export(Source.of(Store.open(bundle), lambda done: None))
+    with pytest.raises(KeyboardInterrupt):
+        EXPORTERS.build(target.name, {**target.options, "replace": True}).export(Source.of(Store.open(bundle), fail))
+    assert len(target.holds()) == LABELS - 50 + 30
+
+
 def unit_rows(count: int, seed: int) -> np.ndarray:
     rows = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(rows, dim=1).numpy()
