@@ -8,7 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,3 +180,46 @@ def test_what_contradicts_itself_is_a_question_of_usage(bundle: Path, capsys: py
         with pytest.raises(SystemExit) as ended:
             main(["export", str(bundle), *options])
         assert ended.value.code == 2 and "Usage: dexml export" in capsys.readouterr().err
+
+
+@needs("qdrant_client")
+def test_a_qdrant_server_is_told_over_http(run, bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """No Qdrant server comes as a wheel: one that only listens shows what is sent, the key and the batches among it."""
+    told: list[tuple[str, str, str | None, Any]] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            told.append((self.command, self.path, self.headers.get("api-key"), json.loads(body) if body else None))
+            result: Any = {"exists": False} if self.path.endswith("/exists") else True
+            if "/points" in self.path:
+                result = {"count": 10} if self.path.endswith("/count") else {"operation_id": 0, "status": "completed"}
+            reply = json.dumps({"result": result, "status": "ok", "time": 0}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        do_GET = do_PUT = do_POST = answer
+
+        def log_message(self, *said: object) -> None:
+            return
+
+    monkeypatch.setenv("QDRANT_API_KEY", "secret")
+    monkeypatch.setattr("training.exporters.qdrant_collection.BATCH", 8)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # qdrant-client's on a key without TLS
+            run("export", bundle, "--to", "qdrant", "--url", f"http://127.0.0.1:{server.server_port}", "--collection", "labels")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert {key for *_, key, _ in told} == {"secret"}
+    made = next(body for method, path, _, body in told if (method, path.partition("?")[0]) == ("PUT", "/collections/labels"))
+    assert made["vectors"] == {"size": 32, "distance": "Dot"} and made["metadata"]["labels"] == 10
+    sent = [body["batch"] for _, path, _, body in told if path.startswith("/collections/labels/points?")]
+    assert [len(batch["ids"]) for batch in sent] == [8, 2] and len(sent[0]["vectors"][0]) == 32
+    assert sent[1]["payloads"][1] == {"id": "strings", "text": "splitting and joining of text strings"}
