@@ -76,6 +76,7 @@ def read_rows(path: Path, labels: LabelTable, dimension: int) -> Tensor:
             f"{path}: cannot be read as a .npy file ({str(error).splitlines()[0] if str(error) else error!r})"
         ) from None
     if not isinstance(read, np.ndarray):
+        read.close()
         raise InputError(f"{path}: an archive; one array, as np.save writes it, is needed")
     if not np.issubdtype(read.dtype, np.floating):
         raise InputError(f"{path}: floating-point numbers are needed, got {read.dtype}")

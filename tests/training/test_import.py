@@ -64,6 +64,7 @@ def test_an_imported_model_is_searched_measured_served_and_changed(run, files: P
     assert "P@1" in run("evaluate", out), "on the splits that stand beside the labels"
     (tmp_path / "new.jsonl").write_text('{"id": "ode", "text": "differential equations"}\n')
     assert "1 added" in run("labels", "add", out, tmp_path / "new.jsonl")
+    assert "an import" in run("index", out)
     assert "published as v000002: 5 labels" in run("index", out, "--compact")
     assert json.loads(run("search", out, "differential equations", "-k", "1", "--json"))[0]["id"] == "ode"
 
