@@ -17,7 +17,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
     "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
     "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
-    "export": ("training.graph_cli:export", "Write a bundle's encoder as an ONNX graph, checked against torch."),
+    "import": ("training.import_cli:import_", "Make a bundle of a sentence-transformers model and labels; no training."),
+    "export": (
+        "training.export_cli:export",
+        "Labels to Qdrant, Milvus, PostgreSQL, NumPy or a hub folder; the encoder to ONNX.",
+    ),
     "labels": ("training.labels_cli:command", "Add, replace, delete and list a bundle's labels; no training."),
     "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),

@@ -42,7 +42,8 @@ def test_every_table_row_names_a_class_that_is_there():
     from dexml.towers import TOWERS
     from index import INDEXES
     from index.rerankers import RERANKERS
+    from training.exporters import EXPORTERS
 
-    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS):
+    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS):
         for name in table:
             assert (table[name].__doc__ or "").strip(), f"{table.kind} {name} has no docstring"

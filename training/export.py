@@ -28,7 +28,7 @@ def export(run: Run, train: Split, *, finished: bool) -> tuple[Path, dict[str, o
         "temperature": config.loss.options["temperature"],
         "index": {"name": config.index.name, **config.index.options},
         "rerank": {"name": config.rerank.name, **config.rerank.options},
-        "examples": config.examples or _examples(run.labels),
+        "examples": config.examples or examples(run.labels),
         "data": {
             "path": str(config.data.path.resolve()),
             "format": config.data.format,
@@ -48,7 +48,7 @@ def export(run: Run, train: Split, *, finished: bool) -> tuple[Path, dict[str, o
     return root, index.describe()
 
 
-def _examples(labels: LabelTable, count: int = 5, longest: int = 60) -> tuple[str, ...]:
+def examples(labels: LabelTable, count: int = 5, longest: int = 60) -> tuple[str, ...]:
     """Return a few short label texts for a page to offer. Training texts may be private; labels are served in any case."""
     short = [text for text in labels.texts if len(text) <= longest]
     return tuple(short[:: max(1, len(short) // count)][:count])

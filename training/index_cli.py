@@ -110,7 +110,8 @@ def _show(bundle: Path) -> None:
         found = manifest.read(root / name)
         records = len(LabelLog(versions.log_of(root / name), found.dimension, found.sha256).records)
         size = sum(entry.size for entry in found.files.values()) / 1e6
-        origin = f"{found.parent.version} after {found.parent.records} writes" if found.parent else "a training"
+        made = "an import" if "import" in found.training.config else "a training"
+        origin = f"{found.parent.version} after {found.parent.records} writes" if found.parent else made
         mark = f"[bold]{name}[/] (current)" if name == now else name
         table.add_row(mark, f"{found.labels:,}", f"{records:,}", f"{size:,.1f}", found.created[:16].replace("T", " "), origin)
     Console(highlight=False).print(table)
