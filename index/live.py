@@ -250,17 +250,24 @@ class LiveIndex:
             self._rows = room
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Live:
-    """Labels and rows as they are now; `change` keeps the two in step."""
+    """Labels and rows as they are now, `writes` writes after `version` was published; `change` keeps them in step."""
 
     labels: LiveLabels
     index: LiveIndex
+    version: str = ""
+    writes: int = 0
 
-    def change(self, changes: Sequence[Change]) -> Changed:
+    @property
+    def name(self) -> str:
+        """The version, and its writes: v000002+17."""
+        return f"{self.version}+{self.writes}" if self.writes else self.version
+
+    def change(self, changes: Sequence[Change], writes: int = 0) -> Changed:
         """Make `changes`, one after the other, visible to the next search; of several to one label the last counts.
 
-        A deletion of what is not there does nothing.
+        A deletion of what is not there does nothing. `writes` is how many writes of the log there are now.
         """
         last = {change.id: change for change in changes}
         gone: list[int] = []
@@ -276,6 +283,7 @@ class Live:
                     added, replaced = added + (before is None), replaced + (before is not None)
                 else:
                     deleted += before is not None
+            self.writes = writes
             self.index.change(torch.stack(rows) if rows else torch.empty(0, self.index.dimension), gone)
         return Changed(added, replaced, deleted)
 

@@ -182,7 +182,7 @@ class Retriever:
             topk = self.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
             if normalize == "all":
                 topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
-            size, version = len(live.labels), self.store.name
+            size, version = len(live.labels), live.name
         known = queries.any(dim=1)
         if not bool(known.all()):
             unknown = ~known[:, None]

@@ -83,7 +83,7 @@ class Store:
                 raise InputError(f"{error} (dexml index {root} --recover{ways} may help)") from None
             held.callback(records.close)
             live = _live(bundle, index, kernels or choose())
-            live.change([change for record in records.records for change in record.changes])
+            live.change([change for record in records.records for change in record.changes], len(records.records))
             records.records.clear()
             return Store(root, bundle, live, records, index, held.pop_all())
 
@@ -111,7 +111,7 @@ class Store:
     @property
     def name(self) -> str:
         """The version, and its writes: v000002+17."""
-        return f"{self.bundle.root.name}+{self.sequence}" if self.sequence else self.bundle.root.name
+        return self.live.name
 
     def write(self, changes: Sequence[Change]) -> Written:
         """Make at most 1000 changes, all or none; they are on disk, and visible to the next search, when this returns.
@@ -125,7 +125,7 @@ class Store:
             sequence = self._log.append(checked)
             if self._later is not None:
                 self._later.append(checked)
-            changed = self.live.change(checked)
+            changed = self.live.change(checked, sequence)
             return Written(sequence, changed, self.name, len(self.live.labels))
 
     @property
@@ -171,8 +171,7 @@ class Store:
                 records = LabelLog(versions.log_of(folder), manifest.dimension, manifest.sha256, writable=True)
                 taken = bundle, live, records
                 for changes in (self._later or ()) if catch_up else ():
-                    records.append(changes)
-                    live.change(changes)
+                    live.change(changes, records.append(changes))
 
             try:
                 versions.publish(self.root, fill, ready)
@@ -270,7 +269,8 @@ def _live(bundle: Bundle, index: str | None, kernels: Kernels) -> Live:
         chosen.load(bundle.index_folder, bundle.embeddings)
     else:
         chosen = None
-    return Live(LiveLabels(bundle.labels, bundle.train_counts), LiveIndex(chosen, bundle.embeddings, kernels))
+    labels = LiveLabels(bundle.labels, bundle.train_counts)
+    return Live(labels, LiveIndex(chosen, bundle.embeddings, kernels), bundle.root.name)
 
 
 def _checked(change: Change, dimension: int) -> Change:
