@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ CURRENT = "CURRENT"
 LOG = "log"
 LOCK = "LOCK"
 KEPT = 2  # versions: the current one, and the one to go back to
+PATIENCE_S = 3.0  # to wait for a writer that is about to end: a service's worker outlives its killed master by a second
 DIGITS = 16  # of a manifest's checksum
 _NAME = re.compile(r"v\d{6,12}")
 _LINE = re.compile(rf"(v\d{{6,12}}) sha256:([0-9a-f]{{{DIGITS}}})\n")
@@ -82,14 +84,20 @@ def names_current(root: Path, name: str) -> bool:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Hold the bundle's lock. Raises InputError when another process, or another holder in this one, has it."""
+    """Hold the bundle's lock. Raises InputError when another process, or another holder in this one, has it for too long."""
     root.mkdir(parents=True, exist_ok=True)
     handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"bundle: {root} is being written by another process") from None
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise InputError(f"bundle: {root} is being written by another process") from None
+                time.sleep(0.05)
+            else:
+                break
         yield
     finally:
         os.close(handle)  # releases the lock; the file stays, or two could lock two files of one name
