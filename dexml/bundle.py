@@ -115,9 +115,9 @@ def publish(
         write_labels(folder, labels.ids, labels.texts, train_counts, embeddings)
         (folder / "index").mkdir()
         save_index(folder / "index")
-        return Manifest(dexml=__version__, created=_now(), labels=len(labels), dimension=model.dimension, **facts)
+        return Manifest(dexml=__version__, created=now(), labels=len(labels), dimension=model.dimension, **facts)
 
-    with _told(root), versions.locked(root):
+    with told(root), versions.locked(root):
         return versions.publish(root, fill)
 
 
@@ -128,7 +128,7 @@ def extend(path: Path, add: Callable[[Path], None]) -> Bundle:
     InputError as `open` and `publish` do, and where labels were added or deleted since: the log is another version's then.
     """
     root = versions.root_of(path)
-    with _told(root), versions.locked(root):
+    with told(root), versions.locked(root):
         old, manifest = versions.current(root)
         manifest_of.verify(old, manifest)
         if LabelLog(versions.log_of(old), manifest.dimension, manifest.sha256).records:
@@ -137,7 +137,7 @@ def extend(path: Path, add: Callable[[Path], None]) -> Bundle:
         def fill(folder: Path) -> Manifest:
             copy(old, folder)
             add(folder)
-            return manifest.model_copy(update={"created": _now(), "parent": Parent(version=old.name, records=0)})
+            return manifest.model_copy(update={"created": now(), "parent": Parent(version=old.name, records=0)})
 
         new = versions.publish(root, fill)
     return Bundle.read(new, manifest_of.read(new))
@@ -161,7 +161,7 @@ def write_labels(folder: Path, ids: Sequence[str], texts: Sequence[str], train_c
 
 
 @contextmanager
-def _told(root: Path) -> Iterator[None]:
+def told(root: Path) -> Iterator[None]:
     """Turn what a disk refuses into one line."""
     try:
         yield
@@ -169,5 +169,6 @@ def _told(root: Path) -> Iterator[None]:
         raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time of a publication, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

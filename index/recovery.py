@@ -19,8 +19,8 @@ def recover(path: Path) -> str:
     """
     root = versions.root_of(path)
     with versions.locked(root):
-        name = _current_name(root)
-        manifest = manifest_of.read(root / name)
+        folder, manifest = versions.current(root)  # where CURRENT itself is damaged, --activate names a version anew
+        name = folder.name
         try:
             manifest_of.verify(root / name, manifest)
         except InputError as error:
@@ -33,6 +33,8 @@ def recover(path: Path) -> str:
         if not (root / parent).is_dir():
             raise InputError(f"{damage}; {parent}, which it came from, is gone")
         older = manifest_of.read(root / parent)
+        if _encoder(older) != _encoder(manifest):
+            raise InputError(f"{damage}; its encoder is not that of {parent}: go back to it by --activate {parent}")
         before = LabelLog(versions.log_of(root / parent), older.dimension, older.sha256).records[:records]
         since = LabelLog(versions.log_of(root / name), manifest.dimension, manifest.sha256).records
         if len(before) < records:
@@ -41,15 +43,8 @@ def recover(path: Path) -> str:
         return published_with(root, root / parent, older, changes, manifest.index)
 
 
-def _current_name(root: Path) -> str:
-    """Return what CURRENT names, or the newest version where it names none that is there."""
-    try:
-        return versions.current(root)[0].name
-    except InputError as error:
-        present = versions.names(root)
-        if not present:
-            raise error from None
-        return present[-1]
+def _encoder(manifest: manifest_of.Manifest) -> dict[str, manifest_of.Entry]:
+    return {name: entry for name, entry in manifest.files.items() if name.startswith("encoder/")}
 
 
 def _others(root: Path, name: str) -> str:

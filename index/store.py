@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from dexml.kernels import Kernels, choose
 from dexml.label_log import Change, LabelLog
 from dexml.manifest import Manifest, Parent, Row
 from dexml.text import id_fault, text_fault
-from dexml.types import Float32Array, Int64Array
+from dexml.types import Float32Array
 from index import INDEXES, default_index
 from index.base import LabelIndex
 from index.live import Changed, Live, LiveIndex, LiveLabels
@@ -142,12 +141,10 @@ class Store:
         with self._compacting:
             with self._writing:
                 old, live, sequence = self.bundle, self.live, self.sequence
-                rows = live.labels.live()
-                ids, texts = ([table[row] for row in rows] for table in (live.labels.ids, live.labels.texts))
-                counts = live.labels.train_counts(rows)
+                fill = _compacted(old, live, sequence, index)
                 self._later = []
             try:
-                return self._go_on_from(_compacted(old, live, sequence, rows, ids, texts, counts, index), catch_up=True)
+                return self._go_on_from(fill, catch_up=True)
             finally:
                 self._later = None
 
@@ -174,9 +171,8 @@ class Store:
                     live.change(changes, records.append(changes))
 
             try:
-                versions.publish(self.root, fill, ready)
-            except OSError as error:
-                raise InputError(f"bundle: {self.root} cannot be written: {error.strerror or error}") from None
+                with bundle_of.told(self.root):
+                    versions.publish(self.root, fill, ready)
             finally:
                 # Whatever happened: what CURRENT names is what writes must go to.
                 if taken is not None and versions.names_current(self.root, taken[0].root.name):
@@ -193,23 +189,16 @@ def published_with(root: Path, folder: Path, manifest: Manifest, changes: Sequen
     bundle = Bundle.read(folder, manifest)
     live = _live(bundle, "exact", choose())
     live.change(changes)
-    rows = live.labels.live()
-    ids, texts = ([table[row] for row in rows] for table in (live.labels.ids, live.labels.texts))
-    fill = _compacted(bundle, live, 0, rows, ids, texts, live.labels.train_counts(rows), index)
-    try:
+    fill = _compacted(bundle, live, 0, index)
+    with bundle_of.told(root):
         return versions.publish(root, lambda place: fill(place).model_copy(update={"parent": None})).name
-    except OSError as error:
-        raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
 
 
 def activate(path: Path, name: str) -> str:
     """Publish a kept version of the bundle at `path` anew, as `Store.activate` does, even where the current one is damaged."""
     root = versions.root_of(path)
-    with versions.locked(root):
-        try:
-            return versions.publish(root, _again(root, name)).name
-        except OSError as error:
-            raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
+    with bundle_of.told(root), versions.locked(root):
+        return versions.publish(root, _again(root, name)).name
 
 
 def _again(root: Path, name: str) -> Callable[[Path], Manifest]:
@@ -226,18 +215,15 @@ def _again(root: Path, name: str) -> Callable[[Path], Manifest]:
     return fill
 
 
-def _compacted(
-    old: Bundle,
-    live: Live,
-    sequence: int,
-    rows: Int64Array,
-    ids: list[str],
-    texts: list[str],
-    counts: Int64Array,
-    other: Row | None,
-) -> Callable[[Path], Manifest]:
-    """Return what fills a folder with the labels of `rows` behind an index, and with everything else of the version `old`."""
+def _compacted(old: Bundle, live: Live, sequence: int, other: Row | None) -> Callable[[Path], Manifest]:
+    """Return what fills a folder with the labels as they are at this call, and with everything else of the version `old`.
+
+    They stand behind the index `other`, or that of `old`. No write may come in during the call; later ones do no harm.
+    """
     row = other or old.manifest.index
+    rows = live.labels.live()
+    ids, texts = ([table[number] for number in rows] for table in (live.labels.ids, live.labels.texts))
+    counts = live.labels.train_counts(rows)
 
     def fill(folder: Path) -> Manifest:
         embeddings = live.index.snapshot(rows)
@@ -248,7 +234,7 @@ def _compacted(
             index = INDEXES.build(row.name, row.options)
             index.build(embeddings)
             index.save(folder / "index")
-        facts = {"dexml": __version__, "created": datetime.now(UTC).isoformat(timespec="seconds"), "labels": len(ids)}
+        facts = {"dexml": __version__, "created": bundle_of.now(), "labels": len(ids)}
         return old.manifest.model_copy(
             update={**facts, "index": row, "parent": Parent(version=old.root.name, records=sequence)}
         )

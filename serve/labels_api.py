@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response, g, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from index.live import Live
 from serve.answers import unit_rows
@@ -28,13 +28,6 @@ class LabelPath(BaseModel):
     """The id of a label, percent-encoded; it may hold slashes."""
 
     label_id: str
-
-
-class ListQuery(BaseModel):
-    """How many labels, and where to go on; read by the view itself, so that its refusals are those of the table."""
-
-    limit: int = Field(default=100, ge=1, le=MOST_LISTED)
-    cursor: str | None = None
 
 
 @labels_api.get(

@@ -291,7 +291,7 @@ class Worker:
             ticket.problem = Problem("insufficient_storage", "the write could not be stored; nothing has changed")
         except Problem as problem:
             ticket.problem = problem
-        except Exception:
+        except Exception:  # the thread goes on: one bad write must not end the service
             log.exception("a write failed")
             ticket.problem = Problem("internal", "the write failed; the request id finds it in the server's log")
         self._finish(ticket)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dexml import versions
-from dexml.bundle import Bundle, publish
+from dexml.bundle import Bundle, extend, publish
 from dexml.device import faiss_wheel
 from dexml.errors import InputError
 from dexml.label_log import Change
@@ -224,6 +224,15 @@ def test_a_damaged_version_is_made_anew_from_the_one_before_and_the_logs(bundle:
         Store.open(bundle)
     assert recover(bundle) == "v000003"
     assert state(Store.open(bundle)) == expected
+
+
+def test_a_version_with_more_in_its_encoder_is_not_made_anew_without_it(bundle: Path):
+    extended = extend(bundle, lambda folder: (folder / "encoder" / "more.bin").write_bytes(b"more") and None)
+    rows = extended.root / "labels.jsonl"
+    rows.chmod(0o644)
+    rows.write_text("damaged")
+    with pytest.raises(InputError, match="its encoder is not that of v000001: go back to it by --activate v000001"):
+        recover(bundle)
 
 
 def test_what_cannot_be_made_anew_is_told(bundle: Path):
