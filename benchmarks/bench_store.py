@@ -25,11 +25,11 @@ from rich.table import Table
 
 from dexml import manifest as manifest_of
 from dexml import versions
-from dexml.bundle import publish
 from dexml.label_log import Change, LabelLog
 from dexml.model import DualEncoder
 from dexml.types import LabelTable
 from index.store import Store
+from training.imports import import_bundle
 
 
 def main() -> None:
@@ -72,28 +72,10 @@ def make(bundle: Path, given: argparse.Namespace) -> dict[str, float]:
     """Publish the labels, and write the log: single adds, replacements and deletions."""
     names = tuple(f"label {number}" for number in range(given.labels))
     model = DualEncoder.make("bag", {}, "tokens", {"dimension": given.dimension, "start": "random"}, ["some words"])
-    training = {
-        "finished": True,
-        "step": 1,
-        "steps": 1,
-        "fingerprint": "",
-        "config": {},
-        "commit": None,
-        "python": "",
-        "versions": {},
-    }
-    facts = {
-        "name": "bench-store",
-        "temperature": 0.05,
-        "index": {"name": "exact"},
-        "rerank": {"name": "softmax"},
-        "data": {"path": "", "format": "", "propensity": (0.55, 1.5), "train_rows": 1},
-        "training": training,
-    }
     start = time.perf_counter()
     rows = torch.from_numpy(rows_of(given.labels, given.dimension, 0))
     made = time.perf_counter()
-    publish(bundle, model, LabelTable(names, names), np.ones(given.labels, dtype=np.int64), rows, facts, lambda folder: None)
+    import_bundle(bundle, "bench-store", model, LabelTable(names, names), rows, "exact", 0.05, {"labels": "made up"})
     return {"publishing, s": time.perf_counter() - made, "making rows, s": made - start}
 
 

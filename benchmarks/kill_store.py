@@ -108,32 +108,14 @@ def unit(draw: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def make(bundle: Path) -> bool:
     """Publish a bundle of made-up labels."""
-    from dexml.bundle import publish
     from dexml.model import DualEncoder
     from dexml.types import LabelTable
+    from training.imports import import_bundle
 
     names = tuple(f"label {number}" for number in range(LABELS))
     model = DualEncoder.make("bag", {}, "tokens", {"dimension": WIDTH, "start": "random"}, names)
     rows = torch.from_numpy(np.stack([unit(np.random.default_rng(10**6 + number)) for number in range(LABELS)]))
-    training = {
-        "finished": True,
-        "step": 1,
-        "steps": 1,
-        "fingerprint": "",
-        "config": {},
-        "commit": None,
-        "python": "",
-        "versions": {},
-    }
-    facts = {
-        "name": "kill-store",
-        "temperature": 0.05,
-        "index": {"name": "exact"},
-        "rerank": {"name": "softmax"},
-        "data": {"path": "", "format": "", "propensity": (0.55, 1.5), "train_rows": 1},
-        "training": training,
-    }
-    publish(bundle, model, LabelTable(names, names), np.ones(LABELS, dtype=np.int64), rows, facts, lambda folder: None)
+    import_bundle(bundle, "kill-store", model, LabelTable(names, names), rows, "exact", 0.05, {"labels": "made up"})
     return True
 
 
