@@ -22,7 +22,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     from flask_openapi3.openapi import OpenAPI
 
     from dexml import __version__
-    from serve import api, errors, labels_api
+    from serve import api, errors, labels_api, probes
     from serve.worker import Worker
 
     def open_retriever() -> Retriever:
@@ -48,6 +48,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     errors.install(app)
     api.install(app)
     app.register_api(api.api)
+    app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
     worker.start()
     return app

@@ -13,7 +13,7 @@ from index.retriever import Found
 from serve.errors import Fault, Problem
 from serve.schemas import SearchRequest
 from serve.settings import Settings
-from serve.worker import Ask, Serving
+from serve.tickets import Ask, Serving
 
 
 def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:

@@ -21,7 +21,7 @@ from serve.answers import ask_of, results_of
 from serve.body import read_json
 from serve.errors import Problem, from_validation
 from serve.hosts import is_allowed
-from serve.schemas import Health, Info, SearchRequest, SearchResponse
+from serve.schemas import Info, SearchRequest, SearchResponse
 from serve.settings import Settings
 from serve.worker import Worker
 
@@ -143,24 +143,6 @@ def info() -> Response:
         "bundle": serving.info,
     }
     return answer(document)
-
-
-@api.get("/livez", summary="Is the process alive", tags=[Tag(name="probes")], responses={200: Health, **refusals(421, 503)})
-@api.get("/v2/health/live", endpoint="v2_live", doc_ui=False)
-def livez() -> Response:
-    """Return 200 while the owner of the model lives, 503 when nothing will ever be answered."""
-    if not service().worker.alive:
-        raise Problem("not_ready", "the thread that owns the model has ended")
-    return answer({"status": "alive"})
-
-
-@api.get("/readyz", summary="May it have traffic", tags=[Tag(name="probes")], responses={200: Health, **refusals(421, 503)})
-@api.get("/health", endpoint="health", doc_ui=False)
-@api.get("/v2/health/ready", endpoint="v2_ready", doc_ui=False)
-def readyz() -> Response:
-    """Return 200 when searches will be answered, 503 while loading or draining."""
-    service().worker.check_ready()
-    return answer({"status": "ready"})
 
 
 @api.get("/openapi.json", doc_ui=False)

@@ -15,7 +15,7 @@ from serve.answers import unit_rows
 from serve.api import REFUSALS, answer, reads_json, refusals, service
 from serve.errors import Fault, Problem
 from serve.label_schemas import DeleteRequest, LabelBody, LabelList, NewLabel, UpsertRequest, WriteResponse
-from serve.worker import Edit
+from serve.tickets import Edit
 
 MOST_LISTED = 1000
 CURSOR = re.compile(r"(v\d{6,12})-(\d{1,12})")

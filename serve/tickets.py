@@ -1,0 +1,77 @@
+"""What travels between request threads and the owner of the model: work, its ticket, and what answered it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dexml.types import Float32Array
+from index.retriever import Found, Normalize, Retriever
+from index.store import Store, Written
+from serve.errors import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """What answers requests, whole and immutable: a request takes the reference once."""
+
+    retriever: Retriever
+    store: Store
+    dimension: int
+    info: dict[str, Any]
+    model: str
+    exact: bool  # whether the index sees every label
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """The work of one request: texts or unit rows (B, D), and how to answer them."""
+
+    k: int
+    texts: tuple[str, ...] = ()
+    embeddings: Tensor | None = None
+    candidates: int | None = None
+    temperature: float | None = None
+    normalize: Normalize = "topk"
+
+    def __len__(self) -> int:
+        return len(self.texts) if self.embeddings is None else len(self.embeddings)
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Return what two requests must share to travel together; k too, lest an answer depend on its neighbours."""
+        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Labels to put there, (id, text, unit row or None to encode the text), and ids to delete: one write, all or nothing."""
+
+    put: tuple[tuple[str, str | None, Float32Array | None], ...] = ()
+    deleted: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Return what no other request has: a write travels alone."""
+        return (self,)
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One admitted request: its work, its deadline (monotonic seconds) and, once `done`, its answer or its problem."""
+
+    ask: Ask | Edit
+    deadline: float
+    submitted: float
+    done: threading.Event = field(default_factory=threading.Event)
+    started: float = 0.0
+    found: Found | None = None
+    written: Written | None = None
+    serving: Serving | None = None
+    problem: Problem | None = None
