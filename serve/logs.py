@@ -24,16 +24,12 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
 
 
 def printable(text: str) -> str:
-    """Return `text` with everything escaped that is no visible character: line ends, ANSI sequences, turns of direction.
-
-    >>> printable("a\\r\\n\\x1b[31mb")
-    'a\\\\r\\\\n\\\\x1b[31mb'
-    """
+    """Return `text` with everything escaped that is no visible character: line ends, ANSI sequences, turns of direction."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Text(logging.Formatter):
-    """`2026-11-25T10:30:55.123Z INFO dexml.access request_id=… status=200`; a traceback follows on lines that begin with `|`."""
+    """`2026-11-25T10:30:55.123Z INFO dexml.access answered request_id=… status=200`; a traceback's lines begin with `|`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line, and a traceback's lines."""
@@ -47,7 +43,7 @@ class Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line."""
-        entry = {
+        entry: dict[str, object] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,

@@ -148,7 +148,7 @@ class _State(Collector):
         yield _gauge("worker_silent_seconds", "For how long it has been at the same batch.", worker.silent_s)
         if (serving := worker.serving) is not None:
             yield from _of_index(serving)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             yield _gpu_memory()
 
 

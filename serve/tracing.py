@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for each request, with the stages of its batch below, under the trace that `traceparent` names.
 
-Only where the operator names the endpoint that spans are sent to; nothing else in the service calls anyone. Spans hold routes and
-numbers, no texts.
+Only where the operator names the endpoint that spans are sent to; nothing else in the service calls anyone. Spans hold routes
+and numbers, no texts.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from serve.tickets import Ask, Edit, Serving, Ticket
 
 log = logging.getLogger("dexml.serve")
 
-BEAT_S = 1.0  # how often the thread shows that it lives while it has nothing to do
 ENDED = "the thread that owns the model has ended"
 UNKNOWN = "holds no word that the model knows; give an embedding"
 
@@ -42,7 +41,7 @@ class Worker:
         self._queue: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._inflight = 0  # queued and running
-        self._beat: float | None = None  # when the thread last took something up (monotonic seconds); None while loading
+        self._batch_since: float | None = None  # when the thread began its batch (monotonic seconds)
         self._stopping = False
         self._crowded = False  # the last batch held several requests, so a short wait may gather several again
         self._request_s = 0.01  # running mean of seconds per request, for Retry-After
@@ -68,9 +67,9 @@ class Worker:
 
     @property
     def silent_s(self) -> float:
-        """Return for how many seconds the thread has been at the same batch; about 0 while it loads or waits for work."""
-        beat = self._beat
-        return 0.0 if beat is None else time.monotonic() - beat
+        """Return for how many seconds the thread has been at the same batch; 0 while it loads or waits for work."""
+        since = self._batch_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def inflight(self) -> int:
@@ -187,14 +186,13 @@ class Worker:
         """Return the oldest request and those that can travel with it; empty when the thread is to end."""
         settings = self._settings
         with self._changed:
-            self._running = []
+            self._running, self._batch_since = [], None
             while True:
-                self._beat = time.monotonic()
                 self._drop_expired()
                 if not self._queue:
                     if self._stopping:
                         return []
-                    self._changed.wait(BEAT_S)
+                    self._changed.wait()
                     continue
                 if self._crowded and not self._stopping:
                     self._crowded = False
@@ -230,7 +228,7 @@ class Worker:
 
     def _run(self, batch: list[Ticket]) -> None:
         """Answer a batch; when it fails, each request again alone, so that one bad request harms no other."""
-        started = self._beat = time.monotonic()
+        started = self._batch_since = time.monotonic()
         assert self.serving is not None
         if isinstance(batch[0].ask, Edit):
             self._write(batch[0], batch[0].ask, self.serving)
@@ -275,7 +273,7 @@ class Worker:
         except Exception:  # the thread goes on: one bad write must not end the service
             log.exception("a write failed")
             ticket.problem = Problem("internal", "the write failed; the request id finds it in the server's log")
-        self._observer.written(edit, ticket.written, ticket.problem and ticket.problem.code)
+        self._observer.written(edit, ticket.written, ticket.problem.code if ticket.problem else None)
         self._finish(ticket)
         if store.due and not (self._compacting and self._compacting.is_alive()):
             self._compacting = threading.Thread(target=self._compact, args=(store,), name="dexml-compaction", daemon=True)

@@ -40,7 +40,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def listen_admin(settings: Settings) -> socket.socket:
-    """Return the admin listener's socket; raises as `listen` does. One that is not free costs no service when no port is named."""
+    """Return the admin listener's socket; raises as `listen` does."""
     assert settings.admin_port is not None
     return _listen(settings.admin_host, settings.admin_port)
 
