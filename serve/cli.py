@@ -94,6 +94,10 @@ def command(
         )
     if writable and not is_loopback(host):
         raise InputError(f"--writable: everybody who reaches {shown(host)} could write, and there are no keys yet")
+    if otel is not None:
+        from serve import tracing
+
+        tracing.check(otel)
     versions.current(versions.root_of(bundle))  # before an address is taken; the worker opens and checks it after the fork
     from serve import wsgi
     from serve.settings import Settings

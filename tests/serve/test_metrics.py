@@ -93,6 +93,7 @@ def test_a_full_queue_and_its_depth(app):
     assert statuses == [200, 200, 429, 429, 429, 429]
     assert during("inflight_requests") == 2 and during("queue_depth") == 1
     page = scrape(app)
+    assert page("queue_wait_seconds_sum") > 0.2, "the second waited for the first"
     assert page("rejected_total", reason="queue_full") == page("http_requests_total", status="429") == 4
     assert page("inflight_requests") == page("queue_depth") == 0
 
