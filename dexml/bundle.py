@@ -56,8 +56,13 @@ class Bundle:
 
         Labels may come and go: the model stays.
         """
+        return f"{self.manifest.name}@sha256:{self.encoder[:12]}"
+
+    @property
+    def encoder(self) -> str:
+        """A checksum of the encoder's files: two versions with the same one encode alike."""
         files = {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith("encoder/")}
-        return f"{self.manifest.name}@sha256:{hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]}"
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     @property
     def index_folder(self) -> Path:
@@ -103,10 +108,12 @@ def publish(
     embeddings: Tensor,
     facts: dict[str, Any],
     save_index: Callable[[Path], None],
+    add: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Publish a version of the bundle `root`, new or there already, and return its folder.
 
-    `facts` go into the manifest (index, rerank, temperature, data, training, …); `save_index` fills the index folder. Raises
+    `facts` go into the manifest (index, rerank, temperature, data, training, …); `save_index` fills the index folder,
+    and `add` writes what else belongs to the version. Raises
     InputError when another process writes the bundle, when the disk is full or cannot be written; `root` is then as it was.
     """
 
@@ -115,6 +122,7 @@ def publish(
         write_labels(folder, labels.ids, labels.texts, train_counts, embeddings)
         (folder / "index").mkdir()
         save_index(folder / "index")
+        add(folder)
         return Manifest(dexml=__version__, created=now(), labels=len(labels), dimension=model.dimension, **facts)
 
     with told(root), versions.locked(root):

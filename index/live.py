@@ -20,6 +20,7 @@ from dexml.kernels.pages import on_huge_pages
 from dexml.label_log import Change
 from dexml.types import Int64Array, LabelTable, TopK
 from index.base import LabelIndex
+from index.version import Version
 
 _ROOM = 1024  # rows that the first addition makes room for, at least
 _FETCHED = 64  # more candidates than k, where some may be gone
@@ -256,13 +257,14 @@ class Live:
 
     labels: LiveLabels
     index: LiveIndex
-    version: str = ""
+    version: Version | None = None  # None for labels of no bundle
     writes: int = 0
 
     @property
     def name(self) -> str:
         """The version, and its writes: v000002+17."""
-        return f"{self.version}+{self.writes}" if self.writes else self.version
+        version = "" if self.version is None else self.version.name
+        return f"{version}+{self.writes}" if self.writes else version
 
     def change(self, changes: Sequence[Change], writes: int = 0) -> Changed:
         """Make `changes`, one after the other, visible to the next search; of several to one label the last counts.

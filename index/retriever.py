@@ -17,9 +17,8 @@ from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
-from index.live import LiveIndex, LiveLabels
-from index.rerankers import RERANKERS, Reranker
-from index.store import Store
+from index.live import Live, LiveIndex, LiveLabels
+from index.store import Store, version_of
 
 Normalize = Literal["none", "topk", "all", "sigmoid"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
@@ -29,11 +28,11 @@ CANDIDATES = 200  # how many candidates an approximate index is asked for at lea
 class Found:
     """Answers for B queries with the normaliser they were asked with.
 
-    `topk.ids` are rows of `labels`, of which `size` were live in `version`. `topk.log_z` runs over what `normalizer` names:
-    "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per query (B): `tokens`
-    counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, and
-    `known` is False where the model knows no word of the text: its row is 0 then, every label would score the same, and nothing
-    is answered.
+    `topk.ids` are rows of `labels`, of which `size` were live in `version` of `model`. `topk.log_z` runs over what
+    `normalizer` names: "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per
+    query (B): `tokens` counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many
+    candidates there were, and `known` is False where the model knows no word of the text: its row is 0 then, every label would
+    score the same, and nothing is answered.
     """
 
     topk: TopK
@@ -43,6 +42,7 @@ class Found:
     labels: LiveLabels | LabelTable
     size: int
     version: str
+    model: str
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
@@ -61,11 +61,8 @@ class Found:
 class Retriever:
     """A bundle ready to answer. One thread at a time: the index and the kernels are not made for more."""
 
-    def __init__(self, store: Store, model: DualEncoder, reranker: Reranker) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self.model = model
-        self.reranker = reranker
-        self.temperature = store.bundle.manifest.temperature
         self.kernels = store.live.index.kernels
 
     @staticmethod
@@ -74,15 +71,27 @@ class Retriever:
 
         With `writable`, `store` takes writes, which the next search sees; one process at a time may.
         """
-        store = Store.open(path, index=index, writable=writable)
-        rerank = store.bundle.manifest.rerank
-        reranker = RERANKERS.build(rerank.name, rerank.options, store.live.index.kernels)
-        return Retriever(store, store.bundle.model(), reranker)
+        return Retriever(Store.open(path, index=index, writable=writable))
 
     @property
     def bundle(self) -> Bundle:
         """The current version: what was last published."""
         return self.store.bundle
+
+    @property
+    def model(self) -> DualEncoder:
+        """The model of the current version."""
+        return self.store.version.model
+
+    @property
+    def temperature(self) -> float:
+        """τ of the current version, where a search names none."""
+        return self.bundle.manifest.temperature
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answers are the true top-k."""
+        return self.index.exact
 
     @property
     def index(self) -> LiveIndex:
@@ -101,7 +110,7 @@ class Retriever:
     @property
     def dimension(self) -> int:
         """The width D of the embeddings."""
-        return self.model.dimension
+        return self.bundle.manifest.dimension
 
     def describe(self) -> dict[str, object]:
         """Return what answers, in JSON's terms: model, sizes, index, kernels, temperature."""
@@ -135,11 +144,13 @@ class Retriever:
         for number, text in enumerate(texts):
             if fault := text_fault(text):
                 raise InputError(f"query {number}: the text {fault.words}")
+        live = self.store.live  # one version's model, rows and temperature from here on, whatever is activated meanwhile
+        model = version_of(live).model
         start = time.perf_counter()
-        queries, tokens = self.model.embed_queries(texts)
+        queries, tokens = model.embed_queries(texts)
         encode = time.perf_counter() - start
-        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
-        limit = self.model.encoder.max_tokens
+        found = _search(live, queries, k, candidates, temperature, normalize)
+        limit = model.encoder.max_tokens
         counts = tuple(int(count) for count in tokens)
         return replace(
             found,
@@ -160,42 +171,50 @@ class Retriever:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
         `candidates` is how many the index is asked for before rescoring (at least k); `temperature` changes probabilities,
-        never the order. With fewer labels than k there are
-        as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0 or an unknown normaliser.
+        never the order. With fewer labels than k there are as many answers as labels. Raises InputError for k < 1, a
+        temperature ≤ 0 or an unknown normaliser.
         """
-        temperature = self.temperature if temperature is None else temperature
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
-        if not 0 < temperature < math.inf:
-            raise InputError(f"temperature must be above 0, got {temperature}")
-        if normalize not in get_args(Normalize):
-            raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
-        if queries.ndim != 2 or queries.shape[1] != self.dimension:
-            raise InputError(f"embeddings must be (B, {self.dimension}), got {tuple(queries.shape)}")
-        start = time.perf_counter()
-        live = self.store.live
-        with live.index.lock:  # search, rows and normaliser are of one moment
-            k = min(k, len(live.labels))
-            wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(live.labels)))
-            found = live.index.search(queries, wanted, temperature)
-            retrieved = time.perf_counter()
-            topk = self.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
-            if normalize == "all":
-                topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
-            size, version = len(live.labels), live.name
-        known = queries.any(dim=1)
-        if not bool(known.all()):
-            unknown = ~known[:, None]
-            topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z)
-        return Found(
-            topk,
-            normalize,
-            temperature,
-            live.index.exact,
-            live.labels,
-            size,
-            version,
-            {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
-            known=tuple(known.tolist()),
-            rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
-        )
+        return _search(self.store.live, queries, k, candidates, temperature, normalize)
+
+
+def _search(
+    live: Live, queries: Tensor, k: int, candidates: int | None, temperature: float | None, normalize: Normalize
+) -> Found:
+    version = version_of(live)
+    manifest = version.bundle.manifest
+    temperature = manifest.temperature if temperature is None else temperature
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+    if normalize not in get_args(Normalize):
+        raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+    if queries.ndim != 2 or queries.shape[1] != manifest.dimension:
+        raise InputError(f"embeddings must be (B, {manifest.dimension}), got {tuple(queries.shape)}")
+    start = time.perf_counter()
+    with live.index.lock:  # search, rows and normaliser are of one moment
+        k = min(k, len(live.labels))
+        wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(live.labels)))
+        found = live.index.search(queries, wanted, temperature)
+        retrieved = time.perf_counter()
+        topk = version.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
+        if normalize == "all":
+            topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
+        size, name = len(live.labels), live.name
+    known = queries.any(dim=1)
+    if not bool(known.all()):
+        unknown = ~known[:, None]
+        topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z)
+    return Found(
+        topk,
+        normalize,
+        temperature,
+        live.index.exact,
+        live.labels,
+        size,
+        name,
+        version.bundle.name,
+        {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
+        known=tuple(known.tolist()),
+        rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
+    )

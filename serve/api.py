@@ -100,8 +100,8 @@ def search(body: SearchRequest) -> Response:
     worker, settings = service().worker, service().settings
     ask = ask_of(body, worker.check_ready(), settings)
     ticket = worker.answer(ask, g.received + (body.timeout_ms or settings.deadline_ms) / 1000)
-    assert ticket.found is not None and ticket.serving is not None
-    serving, found = ticket.serving, ticket.found
+    assert ticket.found is not None
+    found = ticket.found
     results = results_of(body, found)
     timing = {"queue": ticket.started - ticket.submitted}
     timing |= {stage: found.seconds.get(stage, 0.0) for stage in ("encode", "retrieve", "rescore")}
@@ -110,7 +110,7 @@ def search(body: SearchRequest) -> Response:
     tokens = sum(found.tokens)
     document = {
         "id": g.request_id,
-        "model": serving.model,
+        "model": found.model,
         "index_version": found.version,
         "results": results,
         "shards": {"total": 1, "ok": 1, "failed": 0},
@@ -130,17 +130,18 @@ def search(body: SearchRequest) -> Response:
 def info() -> Response:
     """Return the model, the index, the choices made for this machine, and the limits."""
     serving = service().worker.check_ready()
+    about = serving.info
     document = {
         "name": "dexml",
         "version": __version__,
-        "model": serving.model,
+        "model": about["model"],
         "index_version": serving.store.name,
         "labels": len(serving.store.live.labels),
         "dimension": serving.dimension,
         "exact": serving.exact,
-        "examples": serving.info.get("examples", []),
+        "examples": about.get("examples", []),
         "limits": service().settings.limits(),
-        "bundle": serving.info,
+        "bundle": about,
     }
     return answer(document)
 

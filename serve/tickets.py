@@ -16,14 +16,29 @@ from serve.errors import Problem
 
 @dataclass(frozen=True, eq=False)
 class Serving:
-    """What answers requests, whole and immutable: a request takes the reference once."""
+    """What answers requests. Versions may change behind it: an answer says itself which one gave it (`Found`)."""
 
     retriever: Retriever
-    store: Store
-    dimension: int
-    info: dict[str, Any]
-    model: str
-    exact: bool  # whether the index sees every label
+
+    @property
+    def store(self) -> Store:
+        """The labels, and who may change them."""
+        return self.retriever.store
+
+    @property
+    def dimension(self) -> int:
+        """The width D of the embeddings of the current version."""
+        return self.retriever.dimension
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the current version says of itself."""
+        return self.retriever.describe()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the index sees every label."""
+        return self.retriever.exact
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,12 +134,12 @@ class Worker:
     def _load(self) -> Serving:
         retriever = self._open()
         retriever.warm()
-        labels, info = retriever.labels, retriever.describe()
+        labels = retriever.labels
         kinds: tuple[Normalize, ...] = ("topk", "all")
         for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now
             for kind in kinds:
-                found = retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
-        return Serving(retriever, retriever.store, retriever.dimension, info, str(info["model"]), found.exact)
+                retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
+        return Serving(retriever)
 
     def _next_batch(self) -> list[Ticket]:
         """Return the oldest request and those that can travel with it; empty when the thread is to end."""

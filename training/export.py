@@ -7,7 +7,7 @@ from typing import Any
 
 from dexml.bundle import publish
 from dexml.types import LabelTable, Split
-from index import INDEXES
+from index import INDEXES, canary
 from training import provenance
 from training.run import Run
 
@@ -44,7 +44,11 @@ def export(run: Run, train: Split, *, finished: bool) -> tuple[Path, dict[str, o
             **provenance.facts(),
         },
     }
-    publish(root, run.model, run.labels, train.positives.counts(), embeddings, facts, index.save)
+
+    def add(folder: Path) -> None:
+        canary.write(folder, run.model, facts["examples"], run.labels.ids, embeddings)
+
+    publish(root, run.model, run.labels, train.positives.counts(), embeddings, facts, index.save, add)
     return root, index.describe()
 
 

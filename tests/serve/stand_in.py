@@ -57,6 +57,7 @@ class StandIn:
         self.labels = LabelTable(tuple(i for i, _ in LABELS), tuple(t for _, t in LABELS))
         self.rows = torch.stack([embed(f"{i} {t}") for i, t in LABELS])
         self.dimension = DIMENSION
+        self.exact = True
         self.temperature = 0.05
         self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
         self.batches: list[int] = []
@@ -120,6 +121,7 @@ class StandIn:
             labels=self.labels,
             size=len(self.labels),
             version="v000001",
+            model="stand-in@sha256:0123456789ab",
             seconds={"retrieve": time.perf_counter() - start, "rescore": 0.0},
             known=tuple(known.tolist()),
             rescored=(wanted,) * len(queries),
