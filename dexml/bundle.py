@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dexml import __version__, versions
 from dexml import manifest as manifest_of
-from dexml.errors import InputError
+from dexml.errors import InputError, StorageError
 from dexml.label_log import LabelLog
 from dexml.manifest import Manifest, Parent
 from dexml.model import DualEncoder
@@ -174,7 +174,7 @@ def told(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
+        raise StorageError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
 
 
 def now() -> str:

@@ -20,7 +20,9 @@ from dexml import __version__
 from serve.answers import ask_of, results_of
 from serve.body import read_json
 from serve.errors import Problem, from_validation
+from serve.guard import check
 from serve.hosts import is_allowed
+from serve.keys import Keys
 from serve.schemas import Info, SearchRequest, SearchResponse
 from serve.settings import Settings
 from serve.worker import Worker
@@ -36,7 +38,7 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-REFUSALS = (400, 404, 405, 413, 415, 421, 422, 429, 500, 503, 504)
+REFUSALS = (400, 401, 403, 404, 405, 413, 415, 421, 422, 429, 500, 503, 504)
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -47,6 +49,7 @@ class Service:
 
     settings: Settings
     worker: Worker
+    keys: Keys | None
 
 
 def service() -> Service:
@@ -125,7 +128,7 @@ def search(body: SearchRequest) -> Response:
     "/v1/info",
     summary="What is being served",
     tags=[Tag(name="search")],
-    responses={200: Info, **refusals(405, 421, 422, 500, 503)},
+    responses={200: Info, **refusals(401, 403, 405, 421, 422, 500, 503)},
 )
 def info() -> Response:
     """Return the model, the index, the choices made for this machine, and the limits."""
@@ -140,10 +143,18 @@ def info() -> Response:
         "dimension": serving.dimension,
         "exact": serving.exact,
         "examples": about.get("examples", []),
+        "writes": _writes(service()),
+        "keys": service().keys is not None and not service().settings.anonymous_read,
         "limits": service().settings.limits(),
         "bundle": about,
     }
     return answer(document)
+
+
+def _writes(of: Service) -> str:
+    if not of.settings.writable:
+        return "off"
+    return "open" if of.keys is None else "key"
 
 
 @api.get("/openapi.json", doc_ui=False)
@@ -170,6 +181,7 @@ def install(app: Flask) -> None:
         if host is not None and not is_allowed(host, settings.host, settings.allowed_hosts):
             detail = "the Host header names another machine; --allow-host NAME at the start of the service allows it"
             raise Problem("forbidden_host", detail)
+        check(service().keys, anonymous_read=settings.anonymous_read)
 
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id

@@ -226,6 +226,8 @@ class Info(BaseModel):
     dimension: int
     exact: bool
     examples: list[str]
+    writes: Annotated[Literal["open", "key", "off"], Field(description="Whether labels may be changed, and whether by a key.")]
+    keys: Annotated[bool, Field(description="Whether searching needs a key.")]
     limits: dict[str, float]
     bundle: dict[str, Any]
 

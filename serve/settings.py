@@ -22,6 +22,8 @@ class Settings(BaseModel):
     # answers to any name.
     allowed_hosts: tuple[Annotated[str, AfterValidator(check_allowed)], ...] = ()
     writable: bool = False  # take labels to add and to delete
+    keys: Path | None = None  # who may do what (serve.keys); None: whoever reaches the address may do everything that is on
+    anonymous_read: bool = False  # with keys: searching needs none
     threads: int | None = Field(default=None, ge=1, le=4096)  # None: max_inflight + 32, so that 429 and probes get a thread
 
     max_body_bytes: int = Field(default=2_000_000, ge=1)
