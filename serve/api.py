@@ -60,18 +60,20 @@ def service() -> Service:
 
 
 def reads_json(view: Callable[..., Response]) -> Callable[..., Response]:
-    """Give `view` its `body`, read by our own loader and checked against the model it is annotated with."""
-    model: type[BaseModel] = get_type_hints(view)["body"]
+    """Give `view` its `body`, read by our own loader and checked against the model it is annotated with, and its `path`."""
+    hints = get_type_hints(view)
+    model: type[BaseModel] = hints["body"]
+    of_path: type[BaseModel] | None = hints.get("path")
 
     @wraps(view)
-    def read(**parameters: Any) -> Response:
+    def read(**names: Any) -> Response:
         settings = service().settings
         document = read_json(request, settings)
         try:
             body = model.model_validate(document, context={"settings": settings})
         except ValidationError as error:
             raise from_validation(error) from None
-        return view(body=body, **parameters)
+        return view(body=body) if of_path is None else view(body=body, path=of_path(**names))
 
     read.__delay_validate_request__ = True  # type: ignore[attr-defined]  # flask-openapi3 documents, we validate
     return read

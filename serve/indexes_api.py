@@ -28,7 +28,7 @@ CHANGES = (*REFUSALS, 409, 507)
 class VersionPath(BaseModel):
     """A version's name, as `GET /v1/indexes` gives it."""
 
-    version: Annotated[str, Field(max_length=64)]
+    version: str
 
 
 class Nothing(BaseModel):

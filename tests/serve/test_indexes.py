@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from dexml import versions
 from dexml.__main__ import command
+from dexml.model import DualEncoder
 from index.retriever import Retriever
 
 TEXT = "fast Fourier transform of a signal"
@@ -96,7 +97,7 @@ def test_later_writes_go_with_the_version_that_they_were_made_to(serve):
 
 def test_a_snapshot_keeps_what_was_written(serve, bundle: Path):
     client = serve()
-    client.post("/v1/labels", json={"labels": [{"id": "new", "text": "butterflies"}, {"id": "other", "text": TEXT}]})
+    client.post("/v1/labels", json={"labels": [{"id": "new", "text": "clustering of text"}, {"id": "other", "text": TEXT}]})
     before = search(client, top_k=20)
     reply = client.post("/v1/snapshots", json={})
     assert reply.status_code == 200 and reply.json["index_version"] == "v000003" and reply.json["labels"] == 12
@@ -278,15 +279,15 @@ def test_a_write_is_made_by_the_model_that_answers(serve, monkeypatch: pytest.Mo
     """A model activated while another encodes a label's text: the label is encoded again."""
     client = serve()
     store = client.application.extensions["dexml"].worker.serving.store
-    real, done = store.version.model.embed_labels, []
+    real, done = DualEncoder.embed_labels, []
 
-    def slow(texts):
-        rows = real(texts)
+    def slow(model, texts):
+        rows = real(model, texts)
         if not done:
             done.append(store.activate("v000001"))
         return rows
 
-    monkeypatch.setattr(store.version.model, "embed_labels", slow)
+    monkeypatch.setattr(DualEncoder, "embed_labels", slow)
     assert client.post("/v1/labels", json={"labels": [{"id": "new", "text": "splitting text strings"}]}).status_code == 200
     assert store.name == "v000003+1" and store.live.index.dimension == 32
     best = client.post("/v1/search", json={"queries": ["splitting text strings"], "top_k": 2}).json["results"][0]["labels"]

@@ -86,9 +86,10 @@ def test_each_role_may_do_what_those_below_may(app, texts, header: str):
 def test_probes_and_the_page_ask_for_none_by_name_and_not_by_prefix(app):
     client = app.test_client()
     for path in ("/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready", "/", "/openapi.json", "/static/app.js"):
-        assert client.get(path).status_code == 200, path
+        with client.get(path) as reply:
+            assert reply.status_code == 200, path
     for path in ("/livez/../v1/labels", "//v1/labels", "/LIVEZ", "/livez/", "/%2e%2e/v1/labels", "/static/../v1/labels"):
-        assert client.get(path).status_code in (401, 404), path
+        assert client.get("/", environ_overrides={"PATH_INFO": path}).status_code in (401, 404), path
     for path in ("/v1/labels", "/v1/labels/a", "/v1/info", "/v1/indexes"):
         assert client.get(path).status_code == 401, path
 
