@@ -20,6 +20,7 @@ from dexml.kernels.pages import on_huge_pages
 from dexml.label_log import Change
 from dexml.types import Int64Array, LabelTable, TopK
 from index.base import LabelIndex
+from index.recall import Recall
 
 _ROOM = 1024  # rows that the first addition makes room for, at least
 _FETCHED = 64  # more candidates than k, where some may be gone
@@ -159,6 +160,11 @@ class LiveIndex:
             self._prepared = self._prepared if len(rows) == 0 else None
             self._scanned = None
 
+    def is_live(self, numbers: Int64Array) -> npt.NDArray[np.bool_]:
+        """Return whether each row is that of a live label, bool of the shape of `numbers`."""
+        alive: npt.NDArray[np.bool_] = self._alive[numbers]
+        return alive
+
     def snapshot(self, numbers: Int64Array) -> Tensor:
         """Return the rows `numbers`, float32 (n, D), in memory of their own."""
         return self._rows[torch.from_numpy(numbers)]
@@ -252,17 +258,27 @@ class LiveIndex:
 
 @dataclass(eq=False)
 class Live:
-    """Labels and rows as they are now, `writes` writes after `version` was published; `change` keeps them in step."""
+    """Labels and rows as they are now, `writes` writes after `version` was published; `change` keeps them in step.
+
+    `recall` is what the version's training queries say, where it keeps some.
+    """
 
     labels: LiveLabels
     index: LiveIndex
     version: str = ""
     writes: int = 0
+    recall: Recall | None = None
 
     @property
     def name(self) -> str:
         """The version, and its writes: v000002+17."""
         return f"{self.version}+{self.writes}" if self.writes else self.version
+
+    def warm(self) -> None:
+        """Bring all that searches to full speed (`LabelIndex.warm`)."""
+        self.index.warm()
+        if self.recall is not None:
+            self.recall.warm()
 
     def change(self, changes: Sequence[Change], writes: int = 0) -> Changed:
         """Make `changes`, one after the other, visible to the next search; of several to one label the last counts.

@@ -1,4 +1,4 @@
-"""THE query path: encode → search → rerank. The service and the evaluation both go through it and through nothing else."""
+"""THE query path: encode → search → rerank → recall. Service and evaluation both go through it and through nothing else."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
 from index.live import LiveIndex, LiveLabels
+from index.recall import REFERENCE, Reason
 from index.rerankers import RERANKERS, Reranker
 from index.store import Store
 
@@ -31,9 +32,11 @@ class Found:
 
     `topk.ids` are rows of `labels`, of which `size` were live in `version`. `topk.log_z` runs over what `normalizer` names:
     "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per query (B): `tokens`
-    counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, and
-    `known` is False where the model knows no word of the text: its row is 0 then, every label would score the same, and nothing
-    is answered.
+    counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, `why`
+    has the training queries that speak for each answer (K), where they were asked for, and `known` is False where the model
+    knows no word of the text: its row is 0 then, every label would score the same, and nothing is answered.
+
+    Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
     """
 
     topk: TopK
@@ -48,6 +51,7 @@ class Found:
     truncated: tuple[bool, ...] = ()
     known: tuple[bool, ...] = ()
     rescored: tuple[int, ...] = ()
+    why: tuple[list[list[Reason]], ...] = ()
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
@@ -103,6 +107,12 @@ class Retriever:
         """The width D of the embeddings."""
         return self.model.dimension
 
+    @property
+    def remembered(self) -> int:
+        """How many training queries are kept with their texts, and so can be named as reasons; 0 without."""
+        kept = self.bundle.manifest.memory
+        return kept.queries if kept is not None and kept.texts else 0
+
     def describe(self) -> dict[str, object]:
         """Return what answers, in JSON's terms: model, sizes, index, kernels, temperature."""
         manifest = self.bundle.manifest
@@ -120,6 +130,8 @@ class Retriever:
             "created": manifest.created,
             "dexml": manifest.dexml,
             "examples": list(manifest.examples),
+            "memory": self.remembered,
+            "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
         }
 
     def search(
@@ -130,6 +142,7 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        why: bool = False,
     ) -> Found:
         """Return the k best labels of each text; see `search_embeddings`. Raises InputError for an empty text."""
         for number, text in enumerate(texts):
@@ -138,7 +151,7 @@ class Retriever:
         start = time.perf_counter()
         queries, tokens = self.model.embed_queries(texts)
         encode = time.perf_counter() - start
-        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
+        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize, why=why)
         limit = self.model.encoder.max_tokens
         counts = tuple(int(count) for count in tokens)
         return replace(
@@ -156,12 +169,14 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        why: bool = False,
     ) -> Found:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
-        `candidates` is how many the index is asked for before rescoring (at least k); `temperature` changes probabilities,
-        never the order. With fewer labels than k there are
-        as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0 or an unknown normaliser.
+        `candidates` is how many the index is asked for before rescoring (at least k, and 200 where a memory has a say);
+        `temperature` changes probabilities, never the order; `why` asks for the training queries that speak for each answer.
+        With fewer labels than k there are as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0, an unknown
+        normaliser, and for `why` where the bundle keeps no texts of training queries.
         """
         temperature = self.temperature if temperature is None else temperature
         if k < 1:
@@ -174,14 +189,23 @@ class Retriever:
             raise InputError(f"embeddings must be (B, {self.dimension}), got {tuple(queries.shape)}")
         start = time.perf_counter()
         live = self.store.live
+        if why and (live.recall is None or live.recall.memory.texts is None):
+            raise InputError(f"bundle: {self.store.root} keeps no texts of training queries that could say why")
+        recall = live.recall if live.recall is not None and live.recall.speaks else None
         with live.index.lock:  # search, rows and normaliser are of one moment
             k = min(k, len(live.labels))
-            wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(live.labels)))
+            fetched = max(CANDIDATES if candidates is None else candidates, 0 if recall is None else REFERENCE)
+            wanted = max(k, min(fetched, len(live.labels)))
             found = live.index.search(queries, wanted, temperature)
             retrieved = time.perf_counter()
-            topk = self.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
-            if normalize == "all":
-                topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
+            topk = self.reranker.rerank(queries, live.index.prepared, found, temperature)
+            log_z = live.index.log_partition(queries, temperature, found) if normalize == "all" else None
+            if recall is not None:
+                topk, log_z = recall.augment(queries, topk, live.index, temperature, log_z)
+            rescored = (topk.ids >= 0).sum(dim=1)
+            topk = topk.first(k)
+            if log_z is not None:
+                topk = TopK(topk.ids, topk.scores, log_z)
             size, version = len(live.labels), live.name
         known = queries.any(dim=1)
         if not bool(known.all()):
@@ -197,5 +221,6 @@ class Retriever:
             version,
             {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
             known=tuple(known.tolist()),
-            rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
+            rescored=tuple(rescored.tolist()),
+            why=tuple(live.recall.why(queries, topk.ids)) if why and live.recall is not None else (),
         )

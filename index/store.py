@@ -24,11 +24,13 @@ from dexml.errors import InputError
 from dexml.kernels import Kernels, choose
 from dexml.label_log import Change, LabelLog
 from dexml.manifest import Manifest, Parent, Row
+from dexml.memory import POSITIVES
 from dexml.text import id_fault, text_fault
 from dexml.types import Float32Array
 from index import INDEXES, default_index
 from index.base import LabelIndex
 from index.live import Changed, Live, LiveIndex, LiveLabels
+from index.recall import Recall
 
 MOST = 1000  # changes that one record may hold
 LARGEST_STRAY = 10_000  # rows added and gone from which compaction is due,
@@ -100,7 +102,7 @@ class Store:
     def warm(self) -> None:
         """Bring the index to full speed (`LabelIndex.warm`), and those of all versions to come."""
         self._warm = True
-        self.live.index.warm()
+        self.live.warm()
 
     @property
     def sequence(self) -> int:
@@ -163,7 +165,7 @@ class Store:
                 bundle = Bundle.read(folder, manifest)
                 live = _live(bundle, self._index, self.live.index.kernels)
                 if self._warm:
-                    live.index.warm()
+                    live.warm()
                 writers.enter_context(self._writing)  # from here to the switch no write gets in
                 records = LabelLog(versions.log_of(folder), manifest.dimension, manifest.sha256, writable=True)
                 taken = bundle, live, records
@@ -227,8 +229,10 @@ def _compacted(old: Bundle, live: Live, sequence: int, other: Row | None) -> Cal
 
     def fill(folder: Path) -> Manifest:
         embeddings = live.index.snapshot(rows)
-        bundle_of.copy(old.root, folder, leave=("index", bundle_of.LABELS, bundle_of.EMBEDDINGS))
+        bundle_of.copy(old.root, folder, leave=("index", bundle_of.LABELS, bundle_of.EMBEDDINGS, POSITIVES))
         bundle_of.write_labels(folder, ids, texts, counts, embeddings)
+        if old.memory is not None:
+            old.memory.renumbered(rows).write_positives(folder)
         (folder / "index").mkdir()
         if len(embeddings):
             index = INDEXES.build(row.name, row.options)
@@ -256,7 +260,7 @@ def _live(bundle: Bundle, index: str | None, kernels: Kernels) -> Live:
     else:
         chosen = None
     labels = LiveLabels(bundle.labels, bundle.train_counts)
-    return Live(labels, LiveIndex(chosen, bundle.embeddings, kernels), bundle.root.name)
+    return Live(labels, LiveIndex(chosen, bundle.embeddings, kernels), bundle.root.name, recall=Recall.of(bundle))
 
 
 def _checked(change: Change, dimension: int) -> Change:
