@@ -113,7 +113,7 @@ class Recall:
         answer = TopK(torch.from_numpy(np.take_along_axis(ids, order, axis=1)), best.float(), sums)
         if log_z is None:
             return answer, None
-        rise = np.where(lifted > scores, lifted - scores, 0.0) / temperature
+        rise = np.subtract(lifted, scores, out=np.zeros_like(scores), where=lifted > scores) / temperature
         with np.errstate(divide="ignore"):  # where nothing rises: log 0
             added = scores / temperature + rise + np.log(-np.expm1(-rise))  # log(e^{s'/τ} − e^{s/τ})
         more = torch.logsumexp(torch.from_numpy(added), dim=1)

@@ -94,7 +94,8 @@ def weigh(
 
     The gain is that of P@1 + P@5 + R@100, of each the mean over rows less its standard error: of a few hundred rows, the best
     P@1 among many choices is luck. No choice that loses P@1 or P@5 is taken; λ = 0 loses nothing. `labels` are unit rows
-    (L, D), `temperature` is the bundle's τ. What `section` sets stays. The memory must not hold the rows: each would find itself.
+    (L, D), `temperature` is the bundle's τ. What `section` sets stays. The memory must not hold the rows: each would find
+    itself.
     """
     index = ExactIndex(scan_copy="none")
     index.build(labels)
