@@ -58,6 +58,7 @@ class StandIn:
         self.rows = torch.stack([embed(f"{i} {t}") for i, t in LABELS])
         self.dimension = DIMENSION
         self.temperature = 0.05
+        self.remembered = 0
         self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
         self.batches: list[int] = []
         self.seen: list[str] = []
@@ -77,7 +78,7 @@ class StandIn:
             "examples": ["sort an array", "cluster points", "largest elements of a tensor"],
         }
 
-    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", why=False):
         start = time.perf_counter()
         self.seen.extend(texts)
         for text in texts:
@@ -96,7 +97,7 @@ class StandIn:
             truncated=tuple(text.startswith("long") for text in texts),
         )
 
-    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk", why=False):
         self.batches.append(len(queries))
         start = time.perf_counter()
         scores = queries @ self.rows.T
