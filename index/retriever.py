@@ -1,4 +1,4 @@
-"""THE query path: encode → search → rerank. The service and the evaluation both go through it and through nothing else."""
+"""THE query path: encode → search → rerank → recall. Service and evaluation both go through it and through nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,9 @@ from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
+from index.diversity import Diversity, diversified
 from index.live import Live, LiveIndex, LiveLabels
+from index.recall import REFERENCE, Reason
 from index.store import Store, version_of
 
 Normalize = Literal["none", "topk", "all", "sigmoid"]
@@ -31,8 +34,12 @@ class Found:
     `topk.ids` are rows of `labels`, of which `size` were live in `version` of `model`. `topk.log_z` runs over what
     `normalizer` names: "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per
     query (B): `tokens` counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many
-    candidates there were, and `known` is False where the model knows no word of the text: its row is 0 then, every label would
-    score the same, and nothing is answered.
+    candidates there were, `why` has the training queries that speak for each answer (K), where they were asked for, and
+    `known` is False where the model knows no word of the text: its row is 0 then, every label would score the same, and
+    nothing is answered.
+
+    Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
+    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores.
     """
 
     topk: TopK
@@ -48,6 +55,8 @@ class Found:
     truncated: tuple[bool, ...] = ()
     known: tuple[bool, ...] = ()
     rescored: tuple[int, ...] = ()
+    why: tuple[list[list[Reason]], ...] = ()
+    ranks: Tensor | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
@@ -56,6 +65,17 @@ class Found:
         if self.normalizer == "sigmoid":
             return torch.sigmoid(self.topk.scores / self.temperature)
         return self.topk.probabilities(self.temperature)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The keywords of a search."""
+
+    candidates: int | None
+    temperature: float | None
+    normalize: Normalize
+    diversity: Diversity | None
+    why: bool
 
 
 class Retriever:
@@ -112,6 +132,12 @@ class Retriever:
         """The width D of the embeddings."""
         return self.bundle.manifest.dimension
 
+    @property
+    def remembered(self) -> int:
+        """How many training queries are kept with their texts, and so can be named as reasons; 0 without."""
+        kept = self.bundle.manifest.memory
+        return kept.queries if kept is not None and kept.texts else 0
+
     def describe(self) -> dict[str, object]:
         """Return what answers, in JSON's terms: model, sizes, index, kernels, temperature."""
         manifest = self.bundle.manifest
@@ -129,6 +155,8 @@ class Retriever:
             "created": manifest.created,
             "dexml": manifest.dexml,
             "examples": list(manifest.examples),
+            "memory": self.remembered,
+            "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
         }
 
     def search(
@@ -139,6 +167,8 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        diversity: Diversity | None = None,
+        why: bool = False,
     ) -> Found:
         """Return the k best labels of each text; see `search_embeddings`. Raises InputError for an empty text."""
         for number, text in enumerate(texts):
@@ -149,7 +179,7 @@ class Retriever:
         start = time.perf_counter()
         queries, tokens = model.embed_queries(texts)
         encode = time.perf_counter() - start
-        found = _search(live, queries, k, candidates, temperature, normalize)
+        found = _search(live, queries, k, _How(candidates, temperature, normalize, diversity, why))
         limit = model.encoder.max_tokens
         counts = tuple(int(count) for count in tokens)
         return replace(
@@ -167,39 +197,47 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        diversity: Diversity | None = None,
+        why: bool = False,
     ) -> Found:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
-        `candidates` is how many the index is asked for before rescoring (at least k); `temperature` changes probabilities,
-        never the order. With fewer labels than k there are as many answers as labels. Raises InputError for k < 1, a
-        temperature ≤ 0 or an unknown normaliser.
+        `candidates` is how many the index is asked for before rescoring (at least k, and 200 where a memory has a say);
+        `temperature` changes probabilities, never the order; `diversity` changes the order in which the candidates are chosen
+        from, never a probability; `why` asks for the training queries that speak for each answer. With fewer labels than k there
+        are as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser, and for
+        `why` where the bundle keeps no texts of training queries.
         """
-        return _search(self.store.live, queries, k, candidates, temperature, normalize)
+        return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why))
 
 
-def _search(
-    live: Live, queries: Tensor, k: int, candidates: int | None, temperature: float | None, normalize: Normalize
-) -> Found:
+def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
     version = version_of(live)
     manifest = version.bundle.manifest
-    temperature = manifest.temperature if temperature is None else temperature
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
-    if not 0 < temperature < math.inf:
-        raise InputError(f"temperature must be above 0, got {temperature}")
-    if normalize not in get_args(Normalize):
-        raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+    temperature = manifest.temperature if how.temperature is None else how.temperature
+    _check(k, how, temperature, live)
     if queries.ndim != 2 or queries.shape[1] != manifest.dimension:
         raise InputError(f"embeddings must be (B, {manifest.dimension}), got {tuple(queries.shape)}")
     start = time.perf_counter()
+    recall = live.recall if live.recall is not None and live.recall.speaks else None
+    ranks = None
     with live.index.lock:  # search, rows and normaliser are of one moment
         k = min(k, len(live.labels))
-        wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(live.labels)))
-        found = live.index.search(queries, wanted, temperature)
+        fetched = max(CANDIDATES if how.candidates is None else how.candidates, 0 if recall is None else REFERENCE)
+        found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature)
         retrieved = time.perf_counter()
-        topk = version.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
-        if normalize == "all":
-            topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
+        topk = version.reranker.rerank(queries, live.index.prepared, found, temperature)
+        log_z = live.index.log_partition(queries, temperature, found) if how.normalize == "all" else None
+        if recall is not None:
+            topk, log_z = recall.augment(queries, topk, live.index, temperature, log_z)
+        rescored = (topk.ids >= 0).sum(dim=1)
+        if how.diversity is not None:
+            rows = (live.labels.row(name) for name in how.diversity.hidden)
+            hidden = np.array([row for row in rows if row is not None], dtype=np.int64)
+            topk, ranks = diversified(topk, k, how.diversity, live.index.snapshot, hidden, manifest.temperature)
+        topk = topk.first(k)
+        if log_z is not None:
+            topk = TopK(topk.ids, topk.scores, log_z)
         size, name = len(live.labels), live.name
     known = queries.any(dim=1)
     if not bool(known.all()):
@@ -207,7 +245,7 @@ def _search(
         topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z)
     return Found(
         topk,
-        normalize,
+        how.normalize,
         temperature,
         live.index.exact,
         live.labels,
@@ -216,5 +254,20 @@ def _search(
         version.bundle.name,
         {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
         known=tuple(known.tolist()),
-        rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
+        rescored=tuple(rescored.tolist()),
+        why=tuple(live.recall.why(queries, topk.ids)) if how.why and live.recall is not None else (),
+        ranks=ranks,
     )
+
+
+def _check(k: int, how: _How, temperature: float, live: Live) -> None:
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+    if how.normalize not in get_args(Normalize):
+        raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {how.normalize!r}")
+    if how.diversity is not None and not how.diversity.sigma > 0:
+        raise InputError(f"the σ of diversity must be above 0, got {how.diversity.sigma}")
+    if how.why and (live.recall is None or live.recall.memory.texts is None):
+        raise InputError(f"bundle: {version_of(live).name} keeps no texts of training queries that could say why")

@@ -24,6 +24,7 @@ from dexml.errors import InputError
 from dexml.kernels import Kernels, choose
 from dexml.label_log import Change, LabelLog
 from dexml.manifest import Manifest, Parent, Row
+from dexml.memory import POSITIVES
 from dexml.text import id_fault, text_fault
 from dexml.types import Float32Array
 from index import INDEXES, canary, default_index
@@ -115,7 +116,7 @@ class Store:
         """Load the model, bring the index to full speed (`LabelIndex.warm`), and do so for all versions to come."""
         self._warm = True
         canary.check(self.live)
-        self.live.index.warm()
+        self.live.warm()
 
     @property
     def sequence(self) -> int:
@@ -201,7 +202,7 @@ class Store:
         live = _live(bundle, self._index, self.live.index.kernels, self.version)
         if self._warm:
             canary.check(live)
-            live.index.warm()
+            live.warm()
         return live
 
     def _go_on_from(self, fill: Callable[[Path], Manifest], *, catch_up: bool) -> str:
@@ -276,8 +277,11 @@ def _compacted(old: Bundle, live: Live, sequence: int, other: Row | None) -> Cal
 
     def fill(folder: Path) -> Manifest:
         embeddings = live.index.snapshot(rows)
-        bundle_of.copy(old.root, folder, leave=("index", bundle_of.LABELS, bundle_of.EMBEDDINGS, canary.FILE))
+        leave = ("index", bundle_of.LABELS, bundle_of.EMBEDDINGS, POSITIVES, canary.FILE)
+        bundle_of.copy(old.root, folder, leave=leave)
         bundle_of.write_labels(folder, ids, texts, counts, embeddings)
+        if old.memory is not None:
+            old.memory.renumbered(rows).write_positives(folder)
         (folder / "index").mkdir()
         if len(embeddings):
             index = INDEXES.build(row.name, row.options)

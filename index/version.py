@@ -1,4 +1,4 @@
-"""A version of a bundle, opened to answer: its files, the model that encodes for it, and what reranks."""
+"""A version of a bundle, opened to answer: its files, the model that encodes for it, what reranks, and what it remembers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from dexml.bundle import Bundle
 from dexml.kernels import Kernels
 from dexml.model import DualEncoder
+from index.recall import Recall
 from index.rerankers import RERANKERS, Reranker
 
 
@@ -19,6 +20,7 @@ class Version:
         self.bundle = bundle
         rerank = bundle.manifest.rerank
         self.reranker: Reranker = RERANKERS.build(rerank.name, rerank.options, kernels)
+        self.recall = Recall.of(bundle)
         self._loading = threading.Lock()
         self._model: DualEncoder | None = (
             before._model if before is not None and before.bundle.encoder == bundle.encoder else None

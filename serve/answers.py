@@ -23,6 +23,10 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
         raise Problem("not_found", f"the version being served is {served}")
     if request.exact and not serving.exact:
         raise Problem("exact_unavailable", faults=[Fault("/exact", "exact_unavailable", "must be false for this index")])
+    why = "why" in request.include
+    if why and not serving.retriever.remembered:
+        message = 'must not hold "why": this bundle keeps no training queries that may be shown'
+        raise Problem("why_unavailable", faults=[Fault("/include", "why_unavailable", message)])
     limit = request.candidates or settings.max_candidates
     k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.store.live.labels))
     return Ask(
@@ -32,6 +36,7 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
         request.candidates,
         request.temperature,
         request.normalize,
+        why,
     )
 
 
@@ -78,6 +83,7 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
                     "score": round(score, 7),
                     "probability": None if chances is None else finite(chances[row][place]),
                     "text": texts[number] if wants_text else None,
+                    "why": reasons_of(found, row, place),
                 }
             )
         results.append(
@@ -92,6 +98,13 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
             }
         )
     return results
+
+
+def reasons_of(found: Found, row: int, place: int) -> list[dict[str, Any]] | None:
+    """Return the training queries that speak for a label, the nearest first; None where they were not asked for."""
+    if not found.why:
+        return None
+    return [{"text": text, "similarity": round(cosine, 7)} for text, cosine in found.why[row][place]]
 
 
 def normalizer_of(found: Found, row: int) -> dict[str, Any]:

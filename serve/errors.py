@@ -48,6 +48,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "dimension_mismatch": (422, "An embedding has the wrong dimension"),
     "zero_vector": (422, "An embedding has no direction"),
     "exact_unavailable": (422, "This index answers approximately"),
+    "why_unavailable": (422, "No training queries are kept here"),
     "headers_too_large": (431, "The header fields are too large"),
     "overloaded": (429, "Too many requests at once"),
     "internal": (500, "Something went wrong on our side"),

@@ -74,7 +74,8 @@ class SearchRequest(BaseModel):
     min_score: Annotated[float | None, Field(description="Leave out labels that score below.")] = None
     exclude_ids: Annotated[list[LabelId], Field(description="Labels to leave out; unknown ids are ignored.")] = []
     include: Annotated[
-        list[Literal["text", "probability"]], Field(description="Fields that are filled; the others are null.")
+        list[Literal["text", "probability", "why"]],
+        Field(description="Fields that are filled; the others are null. 422 for why where no training queries are kept."),
     ] = ["text", "probability"]
     truncate: Annotated[bool, Field(description="Read the start of a text too long for the model, or refuse it.")] = True
     timeout_ms: Annotated[int | None, Field(description="Deadline, 1 to 30000; null takes the server's.")] = None
@@ -143,13 +144,27 @@ class SearchRequest(BaseModel):
         return self
 
 
+class Reason(BaseModel):
+    """A training query that has the label, and its cosine with the query."""
+
+    text: str
+    similarity: float
+
+
 class Answer(BaseModel):
-    """One label of an answer; `probability` and `text` are null when not asked for or not defined."""
+    """One label of an answer; `probability`, `text` and `why` are null when not asked for or not defined.
+
+    `score` is the cosine of query and label. In a bundle that hears its training queries (`memory` of /v1/info), a label that
+    the nearest of them have scores higher than its cosine: as high as a label without them would have to, to be as probable.
+    """
 
     id: str
     score: float
     probability: float | None
     text: str | None
+    why: Annotated[
+        list[Reason] | None, Field(description="The nearest training queries that have this label, at most three.")
+    ] = None
 
 
 class Normalizer(BaseModel):

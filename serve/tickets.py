@@ -51,6 +51,7 @@ class Ask:
     candidates: int | None = None
     temperature: float | None = None
     normalize: Normalize = "topk"
+    why: bool = False
 
     def __len__(self) -> int:
         return len(self.texts) if self.embeddings is None else len(self.embeddings)
@@ -58,7 +59,7 @@ class Ask:
     @property
     def group(self) -> tuple[object, ...]:
         """Return what two requests must share to travel together; k too, lest an answer depend on its neighbours."""
-        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize)
+        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize, self.why)
 
 
 @dataclass(frozen=True, eq=False)

@@ -233,10 +233,16 @@ def _search(retriever: Retriever, asks: list[Ask]) -> Found:
             candidates=first.candidates,
             temperature=first.temperature,
             normalize=first.normalize,
+            why=first.why,
         )
     texts = [text for ask in asks for text in ask.texts]
     return retriever.search(
-        texts, first.k, candidates=first.candidates, temperature=first.temperature, normalize=first.normalize
+        texts,
+        first.k,
+        candidates=first.candidates,
+        temperature=first.temperature,
+        normalize=first.normalize,
+        why=first.why,
     )
 
 
@@ -250,6 +256,7 @@ def _rows(found: Found, start: int, end: int) -> Found:
         truncated=found.truncated[start:end],
         known=found.known[start:end],
         rescored=found.rescored[start:end],
+        why=found.why[start:end],
     )
 
 

@@ -143,5 +143,5 @@ def import_bundle(
     def add(folder: Path) -> None:
         canary.write(folder, model, facts["examples"], labels.ids, rows)
 
-    publish(out, model, labels, np.zeros(len(labels), dtype=np.int64), rows, facts, built.save, add)
+    publish(out, model, labels, np.zeros(len(labels), dtype=np.int64), rows, facts, built.save, add=add)
     return built.describe()

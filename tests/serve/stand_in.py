@@ -59,6 +59,7 @@ class StandIn:
         self.dimension = DIMENSION
         self.exact = True
         self.temperature = 0.05
+        self.remembered = 0
         self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
         self.batches: list[int] = []
         self.seen: list[str] = []
@@ -78,7 +79,7 @@ class StandIn:
             "examples": ["sort an array", "cluster points", "largest elements of a tensor"],
         }
 
-    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", why=False):
         start = time.perf_counter()
         self.seen.extend(texts)
         for text in texts:
@@ -97,7 +98,7 @@ class StandIn:
             truncated=tuple(text.startswith("long") for text in texts),
         )
 
-    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk", why=False):
         self.batches.append(len(queries))
         start = time.perf_counter()
         scores = queries @ self.rows.T
