@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
+from index.diversity import Diversity, diversified
 from index.live import LiveIndex, LiveLabels
 from index.rerankers import RERANKERS, Reranker
 from index.store import Store
@@ -33,7 +35,7 @@ class Found:
     "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per query (B): `tokens`
     counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, and
     `known` is False where the model knows no word of the text: its row is 0 then, every label would score the same, and nothing
-    is answered.
+    is answered. `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores.
     """
 
     topk: TopK
@@ -48,6 +50,7 @@ class Found:
     truncated: tuple[bool, ...] = ()
     known: tuple[bool, ...] = ()
     rescored: tuple[int, ...] = ()
+    ranks: Tensor | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
@@ -130,6 +133,7 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        diversity: Diversity | None = None,
     ) -> Found:
         """Return the k best labels of each text; see `search_embeddings`. Raises InputError for an empty text."""
         for number, text in enumerate(texts):
@@ -138,7 +142,9 @@ class Retriever:
         start = time.perf_counter()
         queries, tokens = self.model.embed_queries(texts)
         encode = time.perf_counter() - start
-        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
+        found = self.search_embeddings(
+            queries, k, candidates=candidates, temperature=temperature, normalize=normalize, diversity=diversity
+        )
         limit = self.model.encoder.max_tokens
         counts = tuple(int(count) for count in tokens)
         return replace(
@@ -156,12 +162,14 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        diversity: Diversity | None = None,
     ) -> Found:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
         `candidates` is how many the index is asked for before rescoring (at least k); `temperature` changes probabilities,
-        never the order. With fewer labels than k there are
-        as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0 or an unknown normaliser.
+        never the order; `diversity` changes the order in which the candidates are chosen from, never a probability. With
+        fewer labels than k there are as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0 or
+        an unknown normaliser.
         """
         temperature = self.temperature if temperature is None else temperature
         if k < 1:
@@ -170,6 +178,8 @@ class Retriever:
             raise InputError(f"temperature must be above 0, got {temperature}")
         if normalize not in get_args(Normalize):
             raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+        if diversity is not None and not diversity.sigma > 0:
+            raise InputError(f"the σ of diversity must be above 0, got {diversity.sigma}")
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise InputError(f"embeddings must be (B, {self.dimension}), got {tuple(queries.shape)}")
         start = time.perf_counter()
@@ -179,7 +189,13 @@ class Retriever:
             wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(live.labels)))
             found = live.index.search(queries, wanted, temperature)
             retrieved = time.perf_counter()
-            topk = self.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
+            topk, ranks = self.reranker.rerank(queries, live.index.prepared, found, temperature), None
+            if diversity is not None:
+                hidden = [row for name in diversity.hidden if (row := live.labels.row(name)) is not None]
+                topk, ranks = diversified(
+                    topk, k, diversity, live.index.snapshot, np.array(hidden, dtype=np.int64), self.temperature
+                )
+            topk = topk.first(k)
             if normalize == "all":
                 topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
             size, version = len(live.labels), live.name
@@ -198,4 +214,5 @@ class Retriever:
             {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
             known=tuple(known.tolist()),
             rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
+            ranks=ranks,
         )

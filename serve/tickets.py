@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dexml.types import Float32Array
+from index.diversity import Diversity
 from index.retriever import Found, Normalize, Retriever
 from index.store import Store, Written
 from serve.errors import Problem
@@ -36,6 +37,7 @@ class Ask:
     candidates: int | None = None
     temperature: float | None = None
     normalize: Normalize = "topk"
+    diversity: Diversity | None = None
 
     def __len__(self) -> int:
         return len(self.texts) if self.embeddings is None else len(self.embeddings)
@@ -43,7 +45,7 @@ class Ask:
     @property
     def group(self) -> tuple[object, ...]:
         """Return what two requests must share to travel together; k too, lest an answer depend on its neighbours."""
-        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize)
+        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize, self.diversity)
 
 
 @dataclass(frozen=True, eq=False)

@@ -253,10 +253,16 @@ def _search(retriever: Retriever, asks: list[Ask]) -> Found:
             candidates=first.candidates,
             temperature=first.temperature,
             normalize=first.normalize,
+            diversity=first.diversity,
         )
     texts = [text for ask in asks for text in ask.texts]
     return retriever.search(
-        texts, first.k, candidates=first.candidates, temperature=first.temperature, normalize=first.normalize
+        texts,
+        first.k,
+        candidates=first.candidates,
+        temperature=first.temperature,
+        normalize=first.normalize,
+        diversity=first.diversity,
     )
 
 
@@ -270,6 +276,7 @@ def _rows(found: Found, start: int, end: int) -> Found:
         truncated=found.truncated[start:end],
         known=found.known[start:end],
         rescored=found.rescored[start:end],
+        ranks=None if found.ranks is None else found.ranks[start:end],
     )
 
 
