@@ -44,6 +44,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "top_k_out_of_range": (422, "top_k is out of range"),
     "candidates_out_of_range": (422, "candidates is out of range"),
     "temperature_out_of_range": (422, "temperature is out of range"),
+    "diversity_out_of_range": (422, "diversity is out of range"),
     "timeout_out_of_range": (422, "timeout_ms is out of range"),
     "dimension_mismatch": (422, "An embedding has the wrong dimension"),
     "zero_vector": (422, "An embedding has no direction"),

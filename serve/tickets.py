@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dexml.types import Float32Array
+from index.diversity import Diversity
 from index.retriever import Found, Normalize, Retriever
 from index.store import Store, Written
 from serve.errors import Problem
@@ -51,6 +52,7 @@ class Ask:
     candidates: int | None = None
     temperature: float | None = None
     normalize: Normalize = "topk"
+    diversity: Diversity | None = None
     why: bool = False
 
     def __len__(self) -> int:
@@ -59,7 +61,7 @@ class Ask:
     @property
     def group(self) -> tuple[object, ...]:
         """Return what two requests must share to travel together; k too, lest an answer depend on its neighbours."""
-        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize, self.why)
+        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize, self.diversity, self.why)
 
 
 @dataclass(frozen=True, eq=False)

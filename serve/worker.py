@@ -233,6 +233,7 @@ def _search(retriever: Retriever, asks: list[Ask]) -> Found:
             candidates=first.candidates,
             temperature=first.temperature,
             normalize=first.normalize,
+            diversity=first.diversity,
             why=first.why,
         )
     texts = [text for ask in asks for text in ask.texts]
@@ -242,6 +243,7 @@ def _search(retriever: Retriever, asks: list[Ask]) -> Found:
         candidates=first.candidates,
         temperature=first.temperature,
         normalize=first.normalize,
+        diversity=first.diversity,
         why=first.why,
     )
 
@@ -256,6 +258,7 @@ def _rows(found: Found, start: int, end: int) -> Found:
         truncated=found.truncated[start:end],
         known=found.known[start:end],
         rescored=found.rescored[start:end],
+        ranks=None if found.ranks is None else found.ranks[start:end],
         why=found.why[start:end],
     )
 
