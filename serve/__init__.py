@@ -27,7 +27,8 @@ def create_app(
     from flask_openapi3.openapi import OpenAPI
 
     from dexml import __version__
-    from serve import api, errors, labels_api, logs, metrics, probes
+    from serve import api, errors, indexes_api, labels_api, logs, metrics, probes
+    from serve.keys import Keys
     from serve.watchdog import Watchdog
     from serve.worker import Worker
 
@@ -52,7 +53,8 @@ def create_app(
     counted = metrics.Metrics()
     worker = Worker(opener, settings, counted)
     counted.watch(worker)
-    app.extensions["dexml"] = api.Service(settings, worker, counted)
+    keys = None if settings.keys is None else Keys(settings.keys)
+    app.extensions["dexml"] = api.Service(settings, worker, keys, counted)
     errors.install(app)
     metrics.install(app, counted)  # before `api`: what runs after a request runs in the opposite order
     logs.install(app)
@@ -60,6 +62,7 @@ def create_app(
     app.register_api(api.api)
     app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
+    app.register_api(indexes_api.indexes_api)
     if settings.otel is not None:
         from serve import tracing
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
+    from training.recall import Weighed
     from training.world import World
 
     Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
@@ -89,6 +90,7 @@ def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split
     from dexml import manifest as manifest_of
     from dexml import versions
     from dexml.errors import InputError
+    from training.config import MemorySection
     from training.identity import fingerprint
 
     try:
@@ -96,8 +98,10 @@ def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split
         manifest_of.verify(folder, manifest)
     except InputError:
         return False
-    behind = (config.index.name, config.index.options, config.rerank.name, config.rerank.options)
-    made = (manifest.index.name, manifest.index.options, manifest.rerank.name, manifest.rerank.options)
+    memory = config.memory.model_dump(mode="json")
+    behind = (config.index.name, config.index.options, config.rerank.name, config.rerank.options, memory)
+    remembered = manifest.training.config.get("memory", MemorySection().model_dump(mode="json"))
+    made = (manifest.index.name, manifest.index.options, manifest.rerank.name, manifest.rerank.options, remembered)
     known = manifest.training.fingerprint == fingerprint(config, labels, train, validation)
     return manifest.training.finished and known and behind == made
 
@@ -121,6 +125,7 @@ def _train_phases(
     from training import checkpoint, memory
     from training.display import both, clock, shown
     from training.export import export
+    from training.recall import weigh_run
     from training.record import Record
     from training.run import Run
 
@@ -130,6 +135,7 @@ def _train_phases(
         raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
     record: Record | None = None
     stop_after: int | None = None
+    weighed: Weighed | None = None
     for phase, (rows, validation, numbers) in enumerate(phases, 1):
         if state is not None and state.facts["phase"] != phase and phase < len(phases):
             continue
@@ -138,7 +144,7 @@ def _train_phases(
         began = time.monotonic()
         with console.status("reading texts into features"):
             run = Run(config, labels, rows, validation, phase, numbers, world)
-        run.stop_after = stop_after
+        run.stop_after, run.weighed = stop_after, weighed
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         after = None
@@ -167,16 +173,17 @@ def _train_phases(
             console.print(f"stopped early: nothing was gained after epoch {run.best_epoch}, whose weights are kept")
         if finished and phase < len(phases):
             stop_after = run.best_epoch if run.stopped_early else None
+            weighed = weigh_run(run)
             del run  # two at a time are more than the forecast says
             continue
         if finished:
             run.save()  # whatever happens to the export, the training is not lost
         with console.status("embedding labels, building the index"), record.timed("export"):
-            root, served = export(run, split, finished=finished)
+            root, said = export(run, split, finished=finished)
         break
     assert record is not None
     record.finish(finished, run.fingerprint)
-    console.print(f"index: {escape(', '.join(f'{key} {value}' for key, value in served.items()))}")
+    console.print(escape(said))
     _report(config.out, console)
     if not finished:
         console.print(f"stopped at step {run.step} of {run.steps}; {escape(str(root))} answers with what was learned so far.")

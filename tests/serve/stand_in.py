@@ -13,9 +13,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from dexml.types import LabelTable, TopK
+from index.diversity import diversified
 from index.retriever import CANDIDATES, Found
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -58,7 +60,9 @@ class StandIn:
         self.labels = LabelTable(tuple(i for i, _ in LABELS), tuple(t for _, t in LABELS))
         self.rows = torch.stack([embed(f"{i} {t}") for i, t in LABELS])
         self.dimension = DIMENSION
+        self.exact = True
         self.temperature = 0.05
+        self.remembered = 0
         live = SimpleNamespace(labels=self.labels, index=SimpleNamespace(gone=0))
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
         bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
@@ -81,7 +85,7 @@ class StandIn:
             "examples": ["sort an array", "cluster points", "largest elements of a tensor"],
         }
 
-    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
         start = time.perf_counter()
         self.seen.extend(texts)
         for text in texts:
@@ -94,7 +98,9 @@ class StandIn:
                 raise SystemExit
         queries = torch.stack([embed(text) * (text.split()[0] != "gibberish") for text in texts])
         encode = time.perf_counter() - start
-        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
+        found = self.search_embeddings(
+            queries, k, candidates=candidates, temperature=temperature, normalize=normalize, diversity=diversity
+        )
         return replace(
             found,
             seconds={"encode": encode, **found.seconds},
@@ -102,7 +108,7 @@ class StandIn:
             truncated=tuple(text.startswith("long") for text in texts),
         )
 
-    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
         self.batches.append(len(queries))
         start = time.perf_counter()
         scores = queries @ self.rows.T
@@ -111,13 +117,13 @@ class StandIn:
         order = torch.sort(scores, dim=1, descending=True, stable=True)
         temperature = temperature or self.temperature
         among = scores if normalize == "all" else order.values[:, :wanted]
+        topk, ranks = TopK(order.indices, order.values, torch.logsumexp(among / temperature, dim=1)).first(wanted), None
+        if diversity is not None:
+            hidden = np.array([row for row, name in enumerate(self.labels.ids) if name in diversity.hidden], dtype=np.int64)
+            topk, ranks = diversified(topk, k, diversity, self.rows.__getitem__, hidden, self.temperature)
         known = queries.any(dim=1)
         unknown = ~known[:, None]
-        topk = TopK(
-            order.indices[:, :k].masked_fill(unknown, -1),
-            order.values[:, :k].masked_fill(unknown, -math.inf),
-            torch.logsumexp(among / temperature, dim=1),
-        )
+        topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z).first(k)
         return Found(
             topk=topk,
             normalizer=normalize,
@@ -126,9 +132,11 @@ class StandIn:
             labels=self.labels,
             size=len(self.labels),
             version="v000001",
+            model="stand-in@sha256:0123456789ab",
             seconds={"retrieve": time.perf_counter() - start, "rescore": 0.0},
             known=tuple(known.tolist()),
             rescored=(wanted,) * len(queries),
+            ranks=ranks,
         )
 
 

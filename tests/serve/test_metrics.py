@@ -167,6 +167,17 @@ def test_swaps_are_counted_by_result(app):
     assert page("index_swap_total", result="ok") == 2 and page("index_swap_total", result="refused") == 1
 
 
+def test_where_keys_are_asked_for_the_public_page_needs_an_administrator(make_app, tmp_path):
+    from serve import keys
+
+    reader, admin = (keys.add(tmp_path / "keys.json", role, role) for role in ("read", "admin"))
+    app = make_app(keys=tmp_path / "keys.json")
+    statuses = [app.test_client().get("/metrics", headers={"X-API-Key": key}).status_code for key in ("", "x", reader, admin)]
+    assert statuses == [401, 401, 403, 200]
+    page = Page(app.test_client().get("/metrics", headers={"X-API-Key": admin}).text)
+    assert page("rejected_total", reason="auth") == 3 and admin not in page.text
+
+
 def test_every_problem_has_a_reason_or_is_none():
     from serve.errors import CODES
     from serve.metrics import reason_of
@@ -177,6 +188,7 @@ def test_every_problem_has_a_reason_or_is_none():
         "method_not_allowed",
         "conflict",
         "precondition_failed",
+        "version_unusable",
     }
     assert reasons["overloaded"] == "queue_full" and reasons["deadline_exceeded"] == "deadline"
     assert reasons["malformed_json"] == reasons["schema"] == "invalid" and reasons["internal"] is None
@@ -212,6 +224,24 @@ def test_a_real_service_counts_its_writes(written):
     assert page("index_labels") == labels + 2 + (unknown.status == 200) and page("wal_bytes") > log
     assert page("index_tombstones") == 4, "three replaced, one deleted"
     assert page("batch_tokens_sum") >= 1 and "new 0" not in page.text
+
+
+def test_a_real_service_counts_its_versions(written):
+    assert written.post({"labels": [{"id": "s", "text": "points"}]}, "/v1/labels").status == 200
+    before = Page(written.probe("/metrics").body.decode())
+    assert written.post({}, "/v1/snapshots").status == 200
+    page = Page(written.probe("/metrics").body.decode())
+    assert page("index_swap_total", result="ok") == 1 and page("index_swap_total") == 1
+    (version,) = page.series("index_info")
+    assert version["version"] == "v000002" and page("wal_bytes") < before("wal_bytes") and page("index_tombstones") == 0
+    file = written.bundle / "v000001" / "embeddings.safetensors"
+    file.chmod(0o644)
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    assert (
+        written.post({}, "/v1/indexes/v000001/activate").status >= 400 and written.post({"queries": ["points"]}).status == 200
+    )
+    page = Page(written.probe("/metrics").body.decode())
+    assert page("index_swap_total", result="refused") == 1 and page.series("index_info") == [version]
 
 
 def test_series_are_few_whatever_is_asked(written):
