@@ -176,6 +176,7 @@ def test_every_problem_has_a_reason_or_is_none():
         "method_not_allowed",
         "conflict",
         "precondition_failed",
+        "version_unusable",
     }
     assert reasons["overloaded"] == "queue_full" and reasons["deadline_exceeded"] == "deadline"
     assert reasons["malformed_json"] == reasons["schema"] == "invalid" and reasons["internal"] is None
