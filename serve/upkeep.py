@@ -21,10 +21,10 @@ log = logging.getLogger("dexml.serve")
 
 
 class Upkeep:
-    """Publishes and takes over versions."""
+    """Publishes and takes over versions, and tells `observer` how it went."""
 
-    def __init__(self, observer: Observer | None = None) -> None:
-        self._observer = observer or Observer()
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         self._busy = threading.Lock()
 
     def compact_if_due(self, store: Store) -> None:
@@ -56,7 +56,6 @@ class Upkeep:
             try:
                 name = act()
             except Exception as error:
-                # What is wrong with the version is a refusal; a full disk, or a fault of ours, is not its fault.
                 refused = isinstance(error, InputError) and not isinstance(error, StorageError)
                 self._observer.swapped("refused" if refused else "failed")
                 self._busy.release()

@@ -130,8 +130,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         if worker.serving is not None:
             labels = len(worker.serving.store.live.labels)
             admin = "" if self.admin is None else f", probes and metrics at {_url(self.admin)}"
-            model = worker.serving.info["model"]
-            click.echo(f"dexml: {labels:,} labels of {model} at {self.url}{admin} (Ctrl-C ends it)")
+            click.echo(f"dexml: {labels:,} labels of {worker.serving.info['model']} at {self.url}{admin} (Ctrl-C ends it)")
             sys.stdout.flush()
             return
         shown = isinstance(worker.failure, InputError)
