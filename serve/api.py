@@ -46,7 +46,7 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes share: the limits, the owner of the model, and what is counted."""
+    """What the routes share: the limits, the owner of the model, the keys, and what is counted."""
 
     settings: Settings
     worker: Worker

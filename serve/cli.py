@@ -109,6 +109,10 @@ def command(
 
         if not read(keys).keys:
             raise InputError(f"--keys {keys}: the file holds no key; `dexml keys add {keys} NAME` makes one")
+    if otel is not None:
+        from serve import tracing
+
+        tracing.check(otel)
     versions.current(versions.root_of(bundle))  # before an address is taken; the worker opens and checks it after the fork
     from serve import wsgi
     from serve.settings import Settings

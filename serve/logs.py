@@ -88,6 +88,8 @@ def install(app: Flask) -> None:
 
     def finish(response: Response) -> Response:
         level = logging.DEBUG if request.blueprint == "probes" else logging.INFO
+        if response.status_code in (500, 507):
+            level = logging.ERROR  # our answer tells the client that the request id finds it here
         if not log.isEnabledFor(level):
             return response
         fields = {

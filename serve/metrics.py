@@ -30,6 +30,7 @@ from serve.tickets import Edit, Serving, Ticket
 from serve.worker import Worker
 
 PREFIX = "dexml"
+PROBES = frozenset({"probes.livez", "probes.v2_live", "probes.readyz", "probes.health", "probes.v2_ready"})
 OTHER = "other"  # the route of what is not ours, and the method of what is no method
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -190,7 +191,7 @@ def install(app: Flask, metrics: Metrics) -> None:
     def finish(response: Response) -> Response:
         route = OTHER if request.url_rule is None else request.url_rule.rule
         metrics.answered(route, request.method, response.status_code, time.monotonic() - g.received)
-        if "problem" in g and request.blueprint != "probes":
+        if "problem" in g and request.endpoint not in PROBES:
             metrics.rejected(g.problem)
         return response
 

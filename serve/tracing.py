@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 
@@ -24,6 +25,13 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ModuleNotFoundError as error:
     raise InputError("--otel: OpenTelemetry is not installed: pip install 'dexml[otel]'") from error
+
+
+def check(endpoint: str) -> None:
+    """Raise InputError for what is no endpoint; that this module could be imported says that the extra is there."""
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(f"--otel: {endpoint[:100]!r} is no endpoint; http://127.0.0.1:4318/v1/traces would be one")
 
 
 def provider(endpoint: str) -> Any:

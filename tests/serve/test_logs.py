@@ -116,11 +116,13 @@ def test_each_request_is_one_json_object(servers):
         assert "FORGED" not in line or "traceback" in json.loads(line)
 
 
-def test_it_is_quiet_unless_asked(servers):
+def test_it_is_quiet_unless_asked_or_failing(servers):
     server = servers[2]
     assert server.post({"queries": ["sort"]}).status == 200 and server.post({"queries": []}).status == 422
     assert server.ask("GET", "/nothing").status == 404
-    assert lines_of(server) == []
+    assert server.post({"queries": ["broken"]}, **{"X-Request-ID": "mine-2"}).status == 500
+    lines = [line for line in lines_of(server) if not line.startswith("| ")]
+    assert len(lines) == 2 and "a search failed" in lines[0] and "ERROR" in lines[1] and "request_id=mine-2" in lines[1]
 
 
 def test_what_cannot_be_seen_is_escaped():

@@ -86,13 +86,16 @@ def test_the_seconds_are_those_that_passed(app):
 
 def test_a_full_queue_and_its_depth(app):
     with ThreadPoolExecutor(6) as pool:
-        replies = [pool.submit(search, app, "slow 400") for _ in range(6)]
-        time.sleep(0.2)
+        replies = [pool.submit(search, app, "slow 600")]
+        time.sleep(0.15)  # it is a batch by itself by then
+        replies += [pool.submit(search, app, "slow 10") for _ in range(5)]
+        time.sleep(0.15)
         during = scrape(app)
         statuses = sorted(reply.result().status_code for reply in replies)
     assert statuses == [200, 200, 429, 429, 429, 429]
     assert during("inflight_requests") == 2 and during("queue_depth") == 1
     page = scrape(app)
+    assert page("queue_wait_seconds_sum") > 0.1, "the second waited for the first"
     assert page("rejected_total", reason="queue_full") == page("http_requests_total", status="429") == 4
     assert page("inflight_requests") == page("queue_depth") == 0
 
@@ -166,6 +169,17 @@ def test_swaps_are_counted_by_result(app):
     assert page("index_swap_total", result="ok") == 2 and page("index_swap_total", result="refused") == 1
 
 
+def test_where_keys_are_asked_for_the_public_page_needs_one(make_app, tmp_path):
+    from serve import keys
+
+    reader = keys.add(tmp_path / "keys.json", "scraper", "read")
+    app = make_app(keys=tmp_path / "keys.json")
+    statuses = [app.test_client().get("/metrics", headers={"X-API-Key": key}).status_code for key in ("", "x", reader)]
+    assert statuses == [401, 401, 200]
+    page = Page(app.test_client().get("/metrics", headers={"X-API-Key": reader}).text)
+    assert page("rejected_total", reason="auth") == 2 and reader not in page.text
+
+
 def test_every_problem_has_a_reason_or_is_none():
     from serve.errors import CODES
     from serve.metrics import reason_of
@@ -212,6 +226,24 @@ def test_a_real_service_counts_its_writes(written):
     assert page("index_labels") == labels + 2 + (unknown.status == 200) and page("wal_bytes") > log
     assert page("index_tombstones") == 4, "three replaced, one deleted"
     assert page("batch_tokens_sum") >= 1 and "new 0" not in page.text
+
+
+def test_a_real_service_counts_its_versions(written):
+    assert written.post({"labels": [{"id": "s", "text": "points"}]}, "/v1/labels").status == 200
+    before = Page(written.probe("/metrics").body.decode())
+    assert written.post({}, "/v1/snapshots").status == 200
+    page = Page(written.probe("/metrics").body.decode())
+    assert page("index_swap_total", result="ok") == 1 and page("index_swap_total") == 1
+    (version,) = page.series("index_info")
+    assert version["version"] == "v000002" and page("wal_bytes") < before("wal_bytes") and page("index_tombstones") == 0
+    file = written.bundle / "v000001" / "embeddings.safetensors"
+    file.chmod(0o644)
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    assert (
+        written.post({}, "/v1/indexes/v000001/activate").status >= 400 and written.post({"queries": ["points"]}).status == 200
+    )
+    page = Page(written.probe("/metrics").body.decode())
+    assert page("index_swap_total", result="refused") == 1 and page.series("index_info") == [version]
 
 
 def test_series_are_few_whatever_is_asked(written):

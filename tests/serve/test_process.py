@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("to_drain")  # they start while the other p
 
 def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dexml", "serve", *map(str, arguments)],
+        [sys.executable, "-m", "dexml", "serve", "--admin-port", "0", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -38,10 +38,20 @@ def collector():
     server.server_close()
 
 
-def test_without_the_extra_it_is_one_line(tmp_path):
-    code = "import sys; sys.modules['opentelemetry.sdk'] = None; import serve.tracing"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 1 and "InputError: --otel: " in result.stderr and "dexml[otel]" in result.stderr
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:4318/v1/traces", "ftp://a/b", "4318", "http://"])
+@pytest.mark.parametrize("extra", ["without the extra", "with it"])
+def test_what_cannot_be_is_one_line_before_anything_starts(tmp_path, extra: str, endpoint: str):
+    absent = extra != "with it"
+    if not absent:
+        pytest.importorskip("opentelemetry.sdk")
+        if endpoint.endswith("traces"):
+            endpoint = "//127.0.0.1"
+    hidden = "sys.modules['opentelemetry.sdk'] = None; " if absent else ""
+    code = f"import sys; {hidden}from dexml.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(tmp_path), "--otel", endpoint]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    (line,) = result.stderr.strip().splitlines()
+    assert result.returncode == 2 and "--otel: " in line and ("dexml[otel]" if absent else "is no endpoint") in line
 
 
 def test_a_request_is_a_span_with_its_stages(make_app):

@@ -94,6 +94,7 @@ def test_long_work_that_is_no_batch_does_not_trip_it(make_app, stand_in):
     while worker.serving is None:
         assert alive(app)
         time.sleep(0.05)
+    assert search(app, "sort").status_code == 200
     time.sleep(0.8)
     assert alive(app), "a thread with nothing to do is not stuck"
     with ThreadPoolExecutor(8) as pool:
