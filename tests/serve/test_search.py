@@ -129,7 +129,7 @@ def test_a_text_without_a_known_word_has_no_answers(server, normalize: str):
 
 def test_fields_that_are_not_wanted_are_null_not_missing(server):
     answers = labels(server.post({"queries": ["sort"], "include": []}))
-    assert all(set(answer) == {"id", "score", "probability", "text"} for answer in answers)
+    assert all(set(answer) == {"id", "score", "probability", "text", "why"} for answer in answers)
     assert all(answer["probability"] is None and answer["text"] is None for answer in answers)
 
 
