@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),
+    "keys": ("serve.keys_cli:command", "Make and take away the keys of a service."),
     "info": ("index.cli:info", "Say what is in a bundle, and what this machine runs it with."),
 }
 

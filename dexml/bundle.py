@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dexml import __version__, versions
 from dexml import manifest as manifest_of
-from dexml.errors import InputError
+from dexml.errors import InputError, StorageError
 from dexml.label_log import LabelLog
 from dexml.manifest import Manifest, Parent
 from dexml.memory import Memory
@@ -59,8 +59,13 @@ class Bundle:
 
         Labels may come and go: the model stays.
         """
+        return f"{self.manifest.name}@sha256:{self.encoder[:12]}"
+
+    @property
+    def encoder(self) -> str:
+        """A checksum of the encoder's files: two versions with the same one encode alike."""
         files = {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith("encoder/")}
-        return f"{self.manifest.name}@sha256:{hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]}"
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     @property
     def index_folder(self) -> Path:
@@ -109,12 +114,13 @@ def publish(
     facts: dict[str, Any],
     save_index: Callable[[Path], None],
     memory: Memory | None = None,
+    add: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Publish a version of the bundle `root`, new or there already, and return its folder.
 
     `facts` go into the manifest (index, rerank, temperature, data, training, …), with "memory" where one is given;
-    `save_index` fills the index folder. Raises InputError when another process writes the bundle, when the disk is full or
-    cannot be written; `root` is then as it was.
+    `save_index` fills the index folder, and `add` writes what else belongs to the version. Raises InputError when another
+    process writes the bundle, when the disk is full or cannot be written; `root` is then as it was.
     """
 
     def fill(folder: Path) -> Manifest:
@@ -124,6 +130,7 @@ def publish(
         save_index(folder / "index")
         if memory is not None:
             memory.write(folder)
+        add(folder)
         return Manifest(dexml=__version__, created=now(), labels=len(labels), dimension=model.dimension, **facts)
 
     with told(root), versions.locked(root):
@@ -177,7 +184,7 @@ def told(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
+        raise StorageError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
 
 
 def now() -> str:

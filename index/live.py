@@ -21,6 +21,7 @@ from dexml.label_log import Change
 from dexml.types import Int64Array, LabelTable, TopK
 from index.base import LabelIndex
 from index.recall import Recall
+from index.version import Version
 
 _ROOM = 1024  # rows that the first addition makes room for, at least
 _FETCHED = 64  # more candidates than k, where some may be gone
@@ -258,21 +259,23 @@ class LiveIndex:
 
 @dataclass(eq=False)
 class Live:
-    """Labels and rows as they are now, `writes` writes after `version` was published; `change` keeps them in step.
-
-    `recall` is what the version's training queries say, where it keeps some.
-    """
+    """Labels and rows as they are now, `writes` writes after `version` was published; `change` keeps them in step."""
 
     labels: LiveLabels
     index: LiveIndex
-    version: str = ""
+    version: Version | None = None  # None for labels of no bundle
     writes: int = 0
-    recall: Recall | None = None
 
     @property
     def name(self) -> str:
         """The version, and its writes: v000002+17."""
-        return f"{self.version}+{self.writes}" if self.writes else self.version
+        version = "" if self.version is None else self.version.name
+        return f"{version}+{self.writes}" if self.writes else version
+
+    @property
+    def recall(self) -> Recall | None:
+        """What the version's training queries say, where it keeps some."""
+        return None if self.version is None else self.version.recall
 
     def warm(self) -> None:
         """Bring all that searches to full speed (`LabelIndex.warm`)."""

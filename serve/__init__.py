@@ -22,7 +22,8 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     from flask_openapi3.openapi import OpenAPI
 
     from dexml import __version__
-    from serve import api, errors, labels_api, probes
+    from serve import api, errors, indexes_api, labels_api, probes
+    from serve.keys import Keys
     from serve.worker import Worker
 
     def open_retriever() -> Retriever:
@@ -44,12 +45,14 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     app.config.update(SEND_FILE_MAX_AGE_DEFAULT=0)
     opener = open_retriever if retriever is None else retriever if callable(retriever) else lambda: retriever
     worker = Worker(opener, settings)
-    app.extensions["dexml"] = api.Service(settings, worker)
+    keys = None if settings.keys is None else Keys(settings.keys)
+    app.extensions["dexml"] = api.Service(settings, worker, keys)
     errors.install(app)
     api.install(app)
     app.register_api(api.api)
     app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
+    app.register_api(indexes_api.indexes_api)
     worker.start()
     return app
 

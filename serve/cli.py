@@ -35,8 +35,17 @@ def host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
     "for other hosts than localhost, 127.0.0.0/8 and [::1] get 421.",
 )
 @click.option(
-    "--writable", is_flag=True, help="Take labels to add, replace and delete (POST, DELETE /v1/labels); on loopback only."
+    "--writable",
+    is_flag=True,
+    help="Take labels to add, replace and delete (POST, DELETE /v1/labels); without --keys on loopback only.",
 )
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Ask for keys, those of FILE (`dexml keys add`): needed on other than loopback addresses.",
+)
+@click.option("--anonymous-read", is_flag=True, help="With --keys: searching needs none; changing labels and versions does.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses without any keys.")
 def command(
     bundle: Path,
@@ -47,6 +56,8 @@ def command(
     deadline_ms: int,
     allowed_hosts: tuple[str, ...],
     writable: bool,
+    keys: Path | None,
+    anonymous_read: bool,
     insecure: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: POST /v1/search, a search page at /, the API's description at /openapi.json.
@@ -58,13 +69,17 @@ def command(
 
     if not __debug__:
         raise InputError("serve: run python without -O; it removes checks that FAISS relies on")
-    if not insecure and not is_loopback(host):
-        raise InputError(
-            f"--host {shown(host)}: everybody who reaches it could ask, and there are no keys yet; "
-            "use 127.0.0.1 behind a proxy, or --insecure"
-        )
-    if writable and not is_loopback(host):
-        raise InputError(f"--writable: everybody who reaches {shown(host)} could write, and there are no keys yet")
+    if keys is None and not insecure and not is_loopback(host):
+        raise InputError(f"--host {shown(host)}: everybody who reaches it could ask; give --keys FILE, or --insecure")
+    if keys is None and writable and not is_loopback(host):
+        raise InputError(f"--writable: everybody who reaches {shown(host)} could write; give --keys FILE")
+    if keys is None and anonymous_read:
+        raise InputError("--anonymous-read: without --keys FILE nobody is asked for a key")
+    if keys is not None:
+        from serve.keys import read
+
+        if not read(keys).keys:
+            raise InputError(f"--keys {keys}: the file holds no key; `dexml keys add {keys} NAME` makes one")
     versions.current(versions.root_of(bundle))  # before an address is taken; the worker opens and checks it after the fork
     from serve import wsgi
     from serve.settings import Settings
@@ -75,6 +90,8 @@ def command(
         port=port,
         allowed_hosts=allowed_hosts,
         writable=writable,
+        keys=keys,
+        anonymous_read=anonymous_read,
         threads=threads,
         max_inflight=max_inflight,
         deadline_ms=deadline_ms,

@@ -22,6 +22,8 @@ class Settings(BaseModel):
     # answers to any name.
     allowed_hosts: tuple[Annotated[str, AfterValidator(check_allowed)], ...] = ()
     writable: bool = False  # take labels to add and to delete
+    keys: Path | None = None  # who may do what (serve.keys); None: whoever reaches the address may do everything that is on
+    anonymous_read: bool = False  # with keys: searching needs none
     threads: int | None = Field(default=None, ge=1, le=4096)  # None: max_inflight + 32, so that 429 and probes get a thread
 
     max_body_bytes: int = Field(default=2_000_000, ge=1)
@@ -33,6 +35,9 @@ class Settings(BaseModel):
     max_candidates: int = Field(default=2048, ge=1)
     min_temperature: float = Field(default=1e-4, gt=0)  # e^{1/τ} must stay inside float32's exponents once shifted
     max_temperature: float = Field(default=100.0, gt=0)
+    min_diversity: float = Field(default=1e-3, gt=0)
+    max_diversity: float = Field(default=1e3, gt=0)
+    max_diversified: int = Field(default=512, ge=1)  # candidates of a diverse answer, whose every pair is compared
     max_labels: int = Field(default=1000, ge=1, le=1000)  # of one write; what a record of the log may hold
     max_excluded: int = Field(default=1000, ge=0)
 
@@ -56,6 +61,7 @@ class Settings(BaseModel):
             "text_chars": self.max_text_chars,
             "top_k": self.max_top_k,
             "candidates": self.max_candidates,
+            "diversified": self.max_diversified,
             "exclude_ids": self.max_excluded,
             "labels": self.max_labels,
             "inflight": self.max_inflight,

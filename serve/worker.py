@@ -16,16 +16,14 @@ from dataclasses import replace
 
 import torch
 
-from dexml.label_log import Change
 from index.retriever import Found, Normalize, Retriever
-from index.store import Store
-from serve.errors import Fault, Problem
+from serve import edits
+from serve.errors import Problem
 from serve.settings import Settings
 from serve.tickets import Ask, Edit, Serving, Ticket
+from serve.upkeep import Upkeep
 
 log = logging.getLogger("dexml.serve")
-
-UNKNOWN = "holds no word that the model knows; give an embedding"
 
 
 class Worker:
@@ -41,7 +39,7 @@ class Worker:
         self._crowded = False  # the last batch held several requests, so a short wait may gather several again
         self._request_s = 0.01  # running mean of seconds per request, for Retry-After
         self._loaded = threading.Event()
-        self._compacting: threading.Thread | None = None
+        self.upkeep = Upkeep()
         self._thread = threading.Thread(target=self._live, name="dexml-model", daemon=True)
         self.draining = False  # a plain flag: a signal handler sets it
         self.serving: Serving | None = None
@@ -134,12 +132,12 @@ class Worker:
     def _load(self) -> Serving:
         retriever = self._open()
         retriever.warm()
-        labels, info = retriever.labels, retriever.describe()
+        labels = retriever.labels
         kinds: tuple[Normalize, ...] = ("topk", "all")
         for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now
             for kind in kinds:
-                found = retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
-        return Serving(retriever, retriever.store, retriever.dimension, info, str(info["model"]), found.exact)
+                retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
+        return Serving(retriever)
 
     def _next_batch(self) -> list[Ticket]:
         """Return the oldest request and those that can travel with it; empty when the thread is to end."""
@@ -210,17 +208,8 @@ class Worker:
 
     def _write(self, ticket: Ticket, edit: Edit, serving: Serving) -> None:
         """Encode what has to be, and write; compaction goes its own way when it is due."""
-        store = serving.store
         try:
-            texts = [text for _, text, row in edit.put if row is None and text is not None]
-            rows = serving.retriever.model.embed_labels(texts).numpy() if texts else ()
-            encoded = iter(rows)
-            for text, made in zip(texts, rows, strict=True):
-                if not made.any():
-                    place = next(number for number, (_, own, row) in enumerate(edit.put) if row is None and own == text)
-                    raise Problem("schema", faults=[Fault(f"/labels/{place}/text", "schema", UNKNOWN)])
-            changes = [Change(name, text or name, next(encoded) if row is None else row) for name, text, row in edit.put]
-            ticket.written = store.write([*changes, *(Change(name) for name in edit.deleted)])
+            ticket.written = edits.write(serving.store, edit)
         except OSError:
             log.exception("a write failed")
             ticket.problem = Problem("insufficient_storage", "the write could not be stored; nothing has changed")
@@ -230,16 +219,7 @@ class Worker:
             log.exception("a write failed")
             ticket.problem = Problem("internal", "the write failed; the request id finds it in the server's log")
         self._finish(ticket)
-        if store.due and not (self._compacting and self._compacting.is_alive()):
-            self._compacting = threading.Thread(target=_compact, args=(store,), name="dexml-compaction", daemon=True)
-            self._compacting.start()
-
-
-def _compact(store: Store) -> None:
-    try:
-        log.info("compacted: %s", store.compact())
-    except Exception:  # what is served goes on without: the log just grows
-        log.exception("compaction failed")
+        self.upkeep.compact_if_due(serving.store)
 
 
 def _search(retriever: Retriever, asks: list[Ask]) -> Found:
@@ -253,6 +233,7 @@ def _search(retriever: Retriever, asks: list[Ask]) -> Found:
             candidates=first.candidates,
             temperature=first.temperature,
             normalize=first.normalize,
+            diversity=first.diversity,
             why=first.why,
         )
     texts = [text for ask in asks for text in ask.texts]
@@ -262,6 +243,7 @@ def _search(retriever: Retriever, asks: list[Ask]) -> Found:
         candidates=first.candidates,
         temperature=first.temperature,
         normalize=first.normalize,
+        diversity=first.diversity,
         why=first.why,
     )
 
@@ -276,6 +258,7 @@ def _rows(found: Found, start: int, end: int) -> Found:
         truncated=found.truncated[start:end],
         known=found.known[start:end],
         rescored=found.rescored[start:end],
+        ranks=None if found.ranks is None else found.ranks[start:end],
         why=found.why[start:end],
     )
 

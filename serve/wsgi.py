@@ -95,7 +95,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         worker.wait_until_loaded()
         if worker.serving is not None:
             labels = len(worker.serving.store.live.labels)
-            click.echo(f"dexml: {labels:,} labels of {worker.serving.model} at {self.url} (Ctrl-C ends it)")
+            click.echo(f"dexml: {labels:,} labels of {worker.serving.info['model']} at {self.url} (Ctrl-C ends it)")
             sys.stdout.flush()
             return
         shown = isinstance(worker.failure, InputError)

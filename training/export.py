@@ -8,7 +8,7 @@ from typing import Any
 from dexml.bundle import publish
 from dexml.memory import Memory
 from dexml.types import LabelTable, Split
-from index import INDEXES
+from index import INDEXES, canary
 from training import provenance
 from training.recall import remember, usual, weigh_run
 from training.run import Run
@@ -53,7 +53,11 @@ def export(run: Run, train: Split, *, finished: bool) -> tuple[Path, str]:
     }
     if memory is not None and run.weighed is not None:
         facts["memory"] = run.weighed.facts(memory)
-    publish(root, run.model, run.labels, train.positives.counts(), embeddings, facts, index.save, memory)
+
+    def add(folder: Path) -> None:
+        canary.write(folder, run.model, facts["examples"], run.labels.ids, embeddings)
+
+    publish(root, run.model, run.labels, train.positives.counts(), embeddings, facts, index.save, memory, add)
     said = f"index: {', '.join(f'{key} {value}' for key, value in index.describe().items())}"
     return root, said if memory is None else f"{said}\nmemory: {len(memory):,} training queries, {run.weighed}"
 

@@ -12,9 +12,11 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from dexml.types import LabelTable, TopK
+from index.diversity import diversified
 from index.retriever import CANDIDATES, Found
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -57,6 +59,7 @@ class StandIn:
         self.labels = LabelTable(tuple(i for i, _ in LABELS), tuple(t for _, t in LABELS))
         self.rows = torch.stack([embed(f"{i} {t}") for i, t in LABELS])
         self.dimension = DIMENSION
+        self.exact = True
         self.temperature = 0.05
         self.remembered = 0
         self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
@@ -78,7 +81,7 @@ class StandIn:
             "examples": ["sort an array", "cluster points", "largest elements of a tensor"],
         }
 
-    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", why=False):
+    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
         start = time.perf_counter()
         self.seen.extend(texts)
         for text in texts:
@@ -89,7 +92,9 @@ class StandIn:
                 raise RuntimeError("a secret path /etc/passwd")
         queries = torch.stack([embed(text) * (text.split()[0] != "gibberish") for text in texts])
         encode = time.perf_counter() - start
-        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
+        found = self.search_embeddings(
+            queries, k, candidates=candidates, temperature=temperature, normalize=normalize, diversity=diversity
+        )
         return replace(
             found,
             seconds={"encode": encode, **found.seconds},
@@ -97,7 +102,7 @@ class StandIn:
             truncated=tuple(text.startswith("long") for text in texts),
         )
 
-    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk", why=False):
+    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
         self.batches.append(len(queries))
         start = time.perf_counter()
         scores = queries @ self.rows.T
@@ -106,13 +111,13 @@ class StandIn:
         order = torch.sort(scores, dim=1, descending=True, stable=True)
         temperature = temperature or self.temperature
         among = scores if normalize == "all" else order.values[:, :wanted]
+        topk, ranks = TopK(order.indices, order.values, torch.logsumexp(among / temperature, dim=1)).first(wanted), None
+        if diversity is not None:
+            hidden = np.array([row for row, name in enumerate(self.labels.ids) if name in diversity.hidden], dtype=np.int64)
+            topk, ranks = diversified(topk, k, diversity, self.rows.__getitem__, hidden, self.temperature)
         known = queries.any(dim=1)
         unknown = ~known[:, None]
-        topk = TopK(
-            order.indices[:, :k].masked_fill(unknown, -1),
-            order.values[:, :k].masked_fill(unknown, -math.inf),
-            torch.logsumexp(among / temperature, dim=1),
-        )
+        topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z).first(k)
         return Found(
             topk=topk,
             normalizer=normalize,
@@ -121,9 +126,11 @@ class StandIn:
             labels=self.labels,
             size=len(self.labels),
             version="v000001",
+            model="stand-in@sha256:0123456789ab",
             seconds={"retrieve": time.perf_counter() - start, "rescore": 0.0},
             known=tuple(known.tolist()),
             rescored=(wanted,) * len(queries),
+            ranks=ranks,
         )
 
 
