@@ -153,7 +153,7 @@ class Recall:
         return np.where(mass > 0, self.temperature * np.logaddexp(scores / self.temperature, spoken), scores)
 
     def why(self, queries: Tensor, ids: Tensor) -> list[list[list[Reason]]]:
-        """Return, for each label of `ids` (B, K), its nearest training queries, at most REASONS, the nearest first.
+        """Return, for each label of `ids` (B, K), its nearest training queries, at most REASONS texts, the nearest first.
 
         All that carry the label are looked at, whether or not they were among the neighbours that lifted it.
         """
@@ -172,9 +172,9 @@ class Recall:
         cosines = (self.memory.rows[torch.from_numpy(unique.astype(np.int64))] @ query).numpy()[back]
         reasons: list[list[Reason]] = [[] for _ in labels]
         for number in np.lexsort((carriers, -cosines, place)).tolist():
-            own = reasons[place[number]]
-            if len(own) < REASONS:
-                own.append(Reason(texts[carriers[number]], float(cosines[number])))
+            own, text = reasons[place[number]], texts[carriers[number]]
+            if len(own) < REASONS and all(text != reason.text for reason in own):
+                own.append(Reason(text, float(cosines[number])))
         return reasons
 
     @cached_property

@@ -18,6 +18,7 @@ from dexml.manifest import MemoryFacts
 from dexml.memory import Memory, chosen
 from dexml.types import LabelTable, Positives
 from index import INDEXES
+from index.recall import Recall
 from index.recovery import recover
 from index.retriever import Found, Retriever
 from index.store import Store, activate
@@ -268,3 +269,11 @@ def test_what_is_kept_of_many_is_drawn_once(bundle: Path):
     assert len(np.unique(rows)) == 30 and (np.diff(rows) > 0).all() and rows.max() < 1000
     assert np.array_equal(rows, chosen(1000, 30, 7)) and not np.array_equal(rows, chosen(1000, 30, 8))
     assert chosen(5, 30, 7).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_text_is_named_once():
+    kept = memory()
+    twice = Memory(kept.rows, kept.positives, tuple(text[:7] for text in kept.texts))  # "query 1" for 1, 10 to 19, 100, …
+    found = Recall(twice, FACTS, 0.05).why(torch.from_numpy(unit(3, 3)), torch.arange(20).repeat(3, 1))
+    named = [[reason.text for reason in reasons] for row in found for reasons in row]
+    assert all(len(set(texts)) == len(texts) == 3 for texts in named)

@@ -138,6 +138,8 @@ def test_a_memory_for_a_bundle_that_is_there_and_its_end(run, tiny_transformer: 
     assert "on rows held out: P@1" in said and "the bundle is now v000002" in said
     kept = Bundle.open(out)
     assert len(kept.memory) == 60 == len(kept.memory.texts) and kept.manifest.parent.version == "v000001"
+    answer = json.loads(run("search", out, "please explain sorting", "-k", 2, "--why", "--json"))
+    assert all(0 < len(label["why"]) <= 3 and label["why"][0]["text"] in kept.memory.texts for label in answer)
     run("memory", out, "--queries", 7, "--weight", 0.25)
     few = Bundle.open(out)
     assert len(few.memory) == 7 and few.memory.texts is None and few.manifest.memory.weight == 0.25
