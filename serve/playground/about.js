@@ -26,7 +26,7 @@ async function versions() {
   const described = await call("/openapi.json"); // so that nothing is asked for that this service does not have
   if (!described.document.paths?.["/v1/indexes"]) return;
   const { ok, document } = await call("/v1/indexes");
-  if (!ok) return;
+  if (!ok || !document.versions.length) return;
   at("version-rows").replaceChildren(
     ...document.versions.map(({ name, created, labels, current }) => {
       const row = make("li");

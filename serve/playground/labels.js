@@ -3,7 +3,7 @@
 import { at, button, make, plural, whole } from "./dom.js";
 import { call, detail, headline } from "./service.js";
 
-const SHOWN = 20; // labels a press of “more” shows
+const SHOWN = 10; // labels a press of “more” shows
 const LOOKED = 5; // pages of 1,000 it looks through, at most, for a text
 const form = at("label-form"), id = at("label-id"), text = at("label-text"), list = at("label-rows");
 
@@ -39,6 +39,7 @@ async function more() {
     const after = cursor === null ? "" : `&cursor=${encodeURIComponent(cursor)}`;
     const reply = await call(`/v1/labels?limit=${wanted ? 1000 : SHOWN}${after}`);
     if (mine !== turn) return;
+    if (reply.status === 422 && cursor !== null) return begin(); // another version answers: its cursors are others
     if (!reply.ok) return failed(reply);
     const { labels, next } = reply.document;
     spare.push(...labels.filter((label) => `${label.id}\n${label.text}`.toLowerCase().includes(wanted)));
