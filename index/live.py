@@ -124,6 +124,11 @@ class LiveIndex:
         return len(self._gone) + self._count - self._of_base
 
     @property
+    def gone(self) -> int:
+        """How many rows are searched over and left out; asks for no lock."""
+        return self._count - self._live
+
+    @property
     def prepared(self) -> Prepared:
         """All rows by number, for rescoring: it reads nothing else, and copies would have to be made anew at every addition."""
         with self.lock:

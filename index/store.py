@@ -124,6 +124,11 @@ class Store:
         return self._log.acknowledged
 
     @property
+    def log_bytes(self) -> int:
+        """How long the current version's log is."""
+        return self._log.bytes
+
+    @property
     def name(self) -> str:
         """The version, and its writes: v000002+17."""
         return self.live.name

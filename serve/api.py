@@ -23,6 +23,7 @@ from serve.errors import Problem, from_validation
 from serve.guard import check
 from serve.hosts import is_allowed
 from serve.keys import Keys
+from serve.metrics import Metrics
 from serve.schemas import Info, SearchRequest, SearchResponse
 from serve.settings import Settings
 from serve.worker import Worker
@@ -45,11 +46,12 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes share: the limits and the owner of the model."""
+    """What the routes share: the limits, the owner of the model, and what is counted."""
 
     settings: Settings
     worker: Worker
     keys: Keys | None
+    metrics: Metrics
 
 
 def service() -> Service:
@@ -104,7 +106,8 @@ def search(body: SearchRequest) -> Response:
     """Return the top labels with scores and probabilities; the normaliser says what the probabilities sum over."""
     worker, settings = service().worker, service().settings
     ask = ask_of(body, worker.check_ready(), settings)
-    ticket = worker.answer(ask, g.received + (body.timeout_ms or settings.deadline_ms) / 1000)
+    g.ticket = ticket = worker.answer(ask, g.received + (body.timeout_ms or settings.deadline_ms) / 1000)
+    answered = time.monotonic()
     assert ticket.found is not None
     found = ticket.found
     results = results_of(body, found)
@@ -123,7 +126,9 @@ def search(body: SearchRequest) -> Response:
         "timing_ms": timing_ms,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return answer(document, {"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timing_ms.items())})
+    response = answer(document, {"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timing_ms.items())})
+    service().metrics.staged("serialize", time.monotonic() - answered)
+    return response
 
 
 @api.get(

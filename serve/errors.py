@@ -168,7 +168,8 @@ def body_of(problem: Problem, instance: str, request_id: str) -> dict[str, Any]:
 
 
 def respond(problem: Problem) -> Response:
-    """Return the HTTP answer of a problem."""
+    """Return the HTTP answer of a problem, and leave its code in `g` for those who count."""
+    g.problem = problem.code
     body = json.dumps(body_of(problem, request.path, g.get("request_id", "")))
     return Response(body, problem.status, problem.headers, content_type="application/problem+json")
 

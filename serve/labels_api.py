@@ -123,7 +123,7 @@ def _new(label: NewLabel, place: int, dimension: int) -> tuple[str, str | None, 
 
 def _written(edit: Edit) -> Response:
     settings = service().settings
-    ticket = service().worker.answer(edit, g.received + settings.max_deadline_ms / 1000)
+    g.ticket = ticket = service().worker.answer(edit, g.received + settings.max_deadline_ms / 1000)
     written = ticket.written
     assert written is not None
     changed = written.changed

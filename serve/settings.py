@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serve.hosts import check_allowed
+from serve.logs import LogFormat, LogLevel
 
 
 class Settings(BaseModel):
@@ -47,6 +48,13 @@ class Settings(BaseModel):
     deadline_ms: int = Field(default=2000, ge=1)
     max_deadline_ms: int = Field(default=30_000, ge=1)
     drain_s: int = Field(default=30, ge=1)
+
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = Field(default=None, ge=0, le=65535)  # None: no admin listener
+    watchdog_s: float = Field(default=30.0, gt=0)  # at one batch for longer: stuck
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "warning"
+    otel: str | None = Field(default=None, pattern="^https?://")  # the OTLP endpoint that traces are sent to
 
     @property
     def pool(self) -> int:

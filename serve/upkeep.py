@@ -15,14 +15,16 @@ from concurrent.futures import Future
 from dexml.errors import InputError, StorageError
 from index.store import Store
 from serve.errors import Problem
+from serve.observer import Observer
 
 log = logging.getLogger("dexml.serve")
 
 
 class Upkeep:
-    """Publishes and takes over versions."""
+    """Publishes and takes over versions, and tells `observer` how it went."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         self._busy = threading.Lock()
 
     def compact_if_due(self, store: Store) -> None:
@@ -54,9 +56,12 @@ class Upkeep:
             try:
                 name = act()
             except Exception as error:
+                refused = isinstance(error, InputError) and not isinstance(error, StorageError)
+                self._observer.swapped("refused" if refused else "failed")
                 self._busy.release()
                 done.set_exception(error)
             else:
+                self._observer.swapped("ok")
                 self._busy.release()
                 done.set_result(name)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,37 +19,60 @@ from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import ThreadWorker
 
 from dexml.errors import InputError
-from serve import create_app
+from serve import create_app, logs
+from serve.admin import AdminServer
 from serve.errors import Problem, body_of
 from serve.hosts import shown
+from serve.metrics import OTHER
 from serve.settings import Settings
 
 if TYPE_CHECKING:
     from index.retriever import Retriever
 
 
+FAULT = 70  # the exit code of a worker process that gave itself up (EX_SOFTWARE); the arbiter starts another
+LAST_WORDS_S = 1.0  # for the answers that wait, and for a probe to see 503
+
+
 def listen(settings: Settings) -> socket.socket:
     """Return a listening socket. Raises InputError in one line when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return _listen(settings.host, settings.port)
+
+
+def listen_admin(settings: Settings) -> socket.socket:
+    """Return the admin listener's socket; raises as `listen` does."""
+    assert settings.admin_port is not None
+    return _listen(settings.admin_host, settings.admin_port)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         listener.listen(2048)
     except (OSError, TypeError, UnicodeError) as error:  # the last two: names that are none, which IDNA cannot encode
         listener.close()
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-        raise InputError(f"cannot listen on {shown(settings.host)}:{settings.port}: {reason}") from None
+        raise InputError(f"cannot listen on {shown(host)}:{port}: {reason}") from None
     return listener
 
 
-def run(settings: Settings, listener: socket.socket, retriever: Callable[[], Retriever] | None = None) -> int:
-    """Serve until a signal ends it; return the exit code: 0 after a drain, 2 when the model could not be loaded."""
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+def run(
+    settings: Settings,
+    listener: socket.socket,
+    retriever: Callable[[], Retriever] | None = None,
+    admin: socket.socket | None = None,
+) -> int:
+    """Serve until a signal ends it; return the exit code: 0 after a drain, 2 when the model could not be loaded.
+
+    `admin` is the socket that probes and metrics are asked at besides.
+    """
+    logs.configure(settings.log_format, settings.log_level)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
     try:
-        Master(Application(settings, listener.detach(), url, retriever)).run()
+        Master(Application(settings, listener, retriever, admin)).run()
     except SystemExit as end:
         return 0 if end.code in (0, None) else 2
     return 0
@@ -57,11 +81,18 @@ def run(settings: Settings, listener: socket.socket, retriever: Callable[[], Ret
 class Application(BaseApplication):  # type: ignore[misc]
     """Gunicorn's view of us: its settings, and the application, made in the worker after the fork."""
 
-    def __init__(self, settings: Settings, fd: int, url: str, retriever: Callable[[], Retriever] | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        retriever: Callable[[], Retriever] | None,
+        admin: socket.socket | None,
+    ) -> None:
         self.settings = settings
-        self.fd = fd
-        self.url = url
+        self.url = _url(listener)
+        self.fd = listener.detach()
         self.retriever = retriever
+        self.admin = admin
         super().__init__()
 
     def load_config(self) -> None:
@@ -85,7 +116,10 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         """Return the WSGI application, and say when it is ready."""
-        app = create_app(self.settings, self.retriever)
+        app = create_app(self.settings, self.retriever, end_process)
+        if self.admin is not None:
+            service = app.extensions["dexml"]
+            AdminServer(self.admin, service.worker, service.metrics).start()
         threading.Thread(target=self.announce, args=(app,), name="dexml-announce", daemon=True).start()
         return app
 
@@ -95,7 +129,8 @@ class Application(BaseApplication):  # type: ignore[misc]
         worker.wait_until_loaded()
         if worker.serving is not None:
             labels = len(worker.serving.store.live.labels)
-            click.echo(f"dexml: {labels:,} labels of {worker.serving.info['model']} at {self.url} (Ctrl-C ends it)")
+            admin = "" if self.admin is None else f", probes and metrics at {_url(self.admin)}"
+            click.echo(f"dexml: {labels:,} labels of {worker.serving.info['model']} at {self.url}{admin} (Ctrl-C ends it)")
             sys.stdout.flush()
             return
         shown = isinstance(worker.failure, InputError)
@@ -109,8 +144,10 @@ class Master(Arbiter):  # type: ignore[misc]
     """Gunicorn's arbiter, for which Ctrl-C is as gentle as SIGTERM (a second one is not)."""
 
     def setup(self, app: Any) -> None:
-        """Leave the words about a model that could not be loaded to the worker, which has said them."""
+        """Leave the words about a model that could not be loaded to the worker, which has said them; log as all others do."""
         super().setup(app)
+        for handler in self.log.error_log.handlers:
+            handler.setFormatter(logs.FORMATS[app.settings.log_format]())
         self.log.error_log.addFilter(lambda record: record.args is None or self.APP_LOAD_ERROR not in record.args)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
@@ -165,10 +202,25 @@ class Drainer(ThreadWorker):  # type: ignore[misc]
             f"HTTP/1.1 {problem.status} {problem.title}\r\nConnection: close\r\n"
             f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        if (wsgi := getattr(self, "wsgi", None)) is not None:
+            metrics = wsgi.extensions["dexml"].metrics
+            metrics.answered(OTHER, OTHER, problem.status)
+            metrics.rejected(code)
         try:
             client.sendall(head.encode("latin-1") + body)
         except OSError:
             pass  # the client has gone
+
+
+def end_process() -> None:
+    """End this process, whatever its threads are at."""
+    time.sleep(LAST_WORDS_S)
+    os._exit(FAULT)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def stop_worker(_: Any, process: Any) -> None:

@@ -1,6 +1,6 @@
 """A retriever over a handful of hand-made labels, whose encoder reads slow, wrong and broken texts on command.
 
-Run as a program it is a server process: `python tests/serve/stand_in.py PORT [max_inflight]`.
+Run as a program it is a server process: `python tests/serve/stand_in.py PORT [max_inflight] [SETTING=VALUE …]`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def embed(text: str) -> torch.Tensor:
 class StandIn:
     """The methods of `Retriever`, in plain torch.
 
-    `slow N` sleeps N ms, `broken` raises, `long` is cut, `gibberish` is not known.
+    `slow N` sleeps N ms, `broken` raises, `fatal` ends the thread, `long` is cut, `gibberish` is not known.
     """
 
     def __init__(self, load_s: float = 0.0, failure: Exception | None = None):
@@ -62,7 +63,10 @@ class StandIn:
         self.exact = True
         self.temperature = 0.05
         self.remembered = 0
-        self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
+        live = SimpleNamespace(labels=self.labels, index=SimpleNamespace(gone=0))
+        manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
+        bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
+        self.store = SimpleNamespace(name="v000001", live=live, bundle=bundle, log_bytes=0, due=False)
         self.batches: list[int] = []
         self.seen: list[str] = []
 
@@ -89,7 +93,9 @@ class StandIn:
             if words[0] == "slow":
                 time.sleep(int(words[1]) / 1000)
             if words[0] == "broken":
-                raise RuntimeError("a secret path /etc/passwd")
+                raise RuntimeError("a secret path /etc/passwd\r\n\x1b[31mFORGED")
+            if words[0] == "fatal":
+                raise SystemExit
         queries = torch.stack([embed(text) * (text.split()[0] != "gibberish") for text in texts])
         encode = time.perf_counter() - start
         found = self.search_embeddings(
@@ -134,13 +140,15 @@ class StandIn:
         )
 
 
-def serve(port: int, max_inflight: int = 256, load_s: float = 0.0) -> int:
+def serve(port: int, max_inflight: int = 256, load_s: float = 0.0, **more: Any) -> int:
     from serve import wsgi
     from serve.settings import Settings
 
-    settings = Settings(port=port, max_inflight=max_inflight)
-    return wsgi.run(settings, wsgi.listen(settings), lambda: StandIn(load_s))
+    settings = Settings(port=port, max_inflight=max_inflight, **more)
+    admin = None if settings.admin_port is None else wsgi.listen_admin(settings)
+    return wsgi.run(settings, wsgi.listen(settings), lambda: StandIn(load_s), admin)
 
 
 if __name__ == "__main__":
-    sys.exit(serve(int(sys.argv[1]), *(int(value) for value in sys.argv[2:])))
+    numbers = [int(value) for value in sys.argv[1:] if "=" not in value]
+    sys.exit(serve(*numbers, **dict(value.split("=", 1) for value in sys.argv[1:] if "=" in value)))

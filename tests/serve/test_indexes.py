@@ -80,6 +80,8 @@ def test_going_back_changes_the_model_too_and_lasts(serve, bundle: Path):
     row = [0.0] * 31 + [1.0]
     assert client.post("/v1/search", json={"embeddings": [row]}).status_code == 200
     assert client.post("/v1/search", json={"embeddings": [row[:24]]}).json["error"]["code"] == "dimension_mismatch"
+    assert 'dexml_index_swap_total{result="ok"} 1.0' in client.get("/metrics").text
+    assert 'version="v000003"' in client.get("/metrics").text
     again = activate(client, "v000002")
     assert again.json["model"] == before["model"] and search(client)["results"] == before["results"]
 
@@ -187,6 +189,7 @@ def test_a_version_that_cannot_answer_is_refused_and_the_old_one_goes_on(
     assert not failed and search(client)["index_version"] == "v000002"
     assert versions.current(bundle)[0].name == "v000002" or not writable
     assert client.get("/readyz").status_code == 200
+    assert 'dexml_index_swap_total{result="refused"} 1.0' in client.get("/metrics", headers=headers).text
 
 
 @pytest.fixture(scope="module")
