@@ -45,7 +45,7 @@ async function introduce() {
   labels.offer(info);
   about.facts(info);
   at("lead").textContent = `${plural(info.labels, "label")}, searched as you type.`;
-  if (info.writes !== "key") at("keyring").hidden = !info.keys;
+  at("keyring").hidden = info.writes !== "key" && !info.keys;
   suggest(info.examples.slice(0, 6));
   if (query.value.trim()) asking.ask();
 }
@@ -80,9 +80,10 @@ function onWrite(answer) {
 // ---------------------------------------------------------------- the key
 
 function needsKey() {
+  chips.after(at("keyring")); // its place among the labels may be folded away
   at("keyring").hidden = false;
   at("keyring").classList.add("wanted");
-  if (!at("label-key").contains(at("keyring"))) at("key").focus();
+  at("key").focus();
 }
 
 function drawKey() {

@@ -45,7 +45,7 @@ export async function ask() {
     if (!reply.ok) return fail(reply);
     state.retries = 0;
     health(true);
-    draw.show(reply.document, temperature, state.info?.labels ?? null);
+    draw.show(reply.document, temperature, state.info?.labels ?? null, state.info?.bundle.recall?.weight > 0);
   } catch (error) {
     if (error.name === "AbortError" || turn < state.asked) return;
     health(false, "not reachable");

@@ -9,9 +9,10 @@ let shown = null; // { result, temperature } of the answers on the page
 
 // ---------------------------------------------------------------- answers
 
-export function show(found, temperature, labels) {
+// `lifted`: the training queries kept in the bundle have a say in the scores.
+export function show(found, temperature, labels, lifted) {
   const result = found.results[0];
-  shown = { result, temperature };
+  shown = { result, temperature, lifted };
   at("message").hidden = true;
   summarise(found.timing_ms, result, labels);
   const rows = result.labels.map((label, place) => row(answers.children[place], label, place));
@@ -26,7 +27,8 @@ function footnote(result, previewed) {
   const { kind, labels } = result.normalizer;
   const over = kind === "all" ? `all ${whole(labels)} labels` : `the ${plural(labels ?? 0, "candidate")} that were rescored`;
   at("footnote").textContent =
-    `Score is the cosine of query and label; probability is its softmax over ${over}` +
+    `Score is the cosine of query and label${shown.lifted ? ", higher where the nearest texts of the training have the label" : ""}; ` +
+    `probability is its softmax over ${over}` +
     (previewed ? ", worked out on this page until the service has answered." : ".") +
     (result.labels[0].rank_score === null ? "" : " Paler is what a label’s likeness to those above took from its rank.") +
     (result.truncated ? " The text was longer than the model reads; its end was left out." : "");
@@ -109,7 +111,8 @@ function explain(element, label) {
 // ---------------------------------------------------------------- another temperature, before the service has answered
 
 // The softmax at `temperature` from answers that were given at another, `asked`. Labels that were not returned are taken as
-// alike: as many of one score as make up the rest of Z. So it is exact where all were returned, at `asked`, and at ∞.
+// alike: as many of one score as make up the rest of Z. So it is exact where all were returned, at `asked`, and at ∞, unless a memory lifted
+// scores: by how much depends on the temperature too.
 export function renormalized({ labels, normalizer }, asked, temperature) {
   const scores = labels.map((label) => label.score);
   const top = Math.max(...scores);

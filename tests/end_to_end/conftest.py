@@ -59,6 +59,25 @@ def stand_in():
 
 
 @pytest.fixture(scope="session")
+def kept(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with the training queries kept, which may be shown and have no say."""
+    from click.testing import CliRunner
+
+    from dexml.__main__ import command
+
+    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("page") / "bundle"))
+    done = CliRunner().invoke(command, ["memory", str(root), "--data", str(tiny_data), "--texts", "--weight", "0"])
+    assert done.exit_code == 0, done.output
+    return root
+
+
+@pytest.fixture(scope="session")
+def url(kept: Path):
+    with serving("-m", "dexml", "serve", str(kept), "--port", "0", "--writable") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def browser():
     from playwright.sync_api import sync_playwright
 
@@ -95,6 +114,20 @@ def open_page(browser):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def forgive(open_page):
+    """Take back what Chromium says of answers that a test provokes; each was there at least once."""
+
+    def forgive(*statuses: int) -> None:
+        for status in statuses:
+            lines = [line for line in open_page.complaints if f"status of {status}" in line]
+            assert lines, (status, open_page.complaints)
+            for line in lines:
+                open_page.complaints.remove(line)
+
+    return forgive
 
 
 @pytest.fixture(scope="session")

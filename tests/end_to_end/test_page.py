@@ -1,6 +1,6 @@
 """The search page in a real headless Chromium, over real sockets.
 
-`DEXML_SCREENSHOTS=docs/img` makes the tests write page.png, page-dark.png, page-phone.png and page-labels.png there; with
+`DEXML_SCREENSHOTS=docs/img` makes the tests write page.png, page-dark.png, page-phone.png and page-why.png there; with
 `DEXML_SCREENSHOT_BUNDLE=demo/run` they show that bundle, asked its first example.
 """
 
@@ -222,6 +222,14 @@ def test_screenshots(open_page, stand_in, served):
             page.fill("#query", page.input_value("#query") + " ")  # warm now
             page.wait_for_timeout(700)
             page.screenshot(path=folder / f"{name}.png", full_page=True)
+        page = open_page(url, height=960, scheme="light")
+        page.locator("#chips button").first.click()
+        page.locator("#diversity").fill("10")
+        page.wait_for_selector("#footnote >> text=Paler is")
+        if page.locator(".why").count():
+            page.locator(".why").first.click()
+        page.wait_for_timeout(700)
+        page.screenshot(path=folder / "page-why.png", full_page=True)
 
     if bundle:
         with served("-m", "dexml", "serve", bundle, "--port", "0") as url:
