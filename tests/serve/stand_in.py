@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,7 +67,8 @@ class StandIn:
         live = SimpleNamespace(labels=self.labels, index=SimpleNamespace(gone=0))
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
         bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
-        self.store = SimpleNamespace(name="v000001", live=live, bundle=bundle, log_bytes=0, due=False)
+        folder = Path(__file__).parent  # no versions are listed: it holds none
+        self.store = SimpleNamespace(name="v000001", live=live, bundle=bundle, root=folder, log_bytes=0, due=False)
         self.batches: list[int] = []
         self.seen: list[str] = []
 
