@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -207,7 +207,7 @@ def test_groups_hold_every_label_once_and_their_parts_add_up_to_precision():
             found = sum(group.recall[k] * group.true for group in groups) / len(truth.indices)
             assert found == pytest.approx(100 * tally.hits[tally.cutoffs.index(k)].sum() / len(truth.indices))
     deciles = metrics.deciles(tally, counts)
-    assert len(deciles) == 10 and all(a.seen[0] >= b.seen[1] for a, b in zip(deciles, deciles[1:], strict=False))
+    assert len(deciles) == 10 and all(a.seen[0] >= b.seen[1] for a, b in pairwise(deciles))
     head, torso, tail = metrics.bands(tally, counts)
     assert head.seen[0] >= 100 > torso.seen[1] and torso.seen[0] >= 10 > tail.seen[1]
 
