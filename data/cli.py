@@ -48,3 +48,23 @@ def pydocs(folder: Path, seed: int, force: bool) -> None:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+@command.command(epilog="Example:  dexml data crowd answers.csv labelled")
+@click.argument("answers", type=click.Path(path_type=Path, dir_okay=False), metavar="ANSWERS.csv")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), metavar="OUT")
+def crowd(answers: Path, folder: Path) -> None:
+    """Make one data set of many annotators' ANSWERS.csv, with the columns worker, item and label.
+
+    Each item gets its most probable label and its most confusing one, weighted by how likely each is (the Top-Two model).
+    OUT gets labels.jsonl, train.jsonl with labels and weights, and workers.csv, which says how reliable each worker is.
+    """
+    from data.crowd import read_answers, write_crowd
+
+    read = read_answers(answers)
+    found = write_crowd(read, folder)
+    unsure = int((found.probability < 2 / 3).sum())
+    click.echo(
+        f"{folder}: {len(read.items):,} items, {len(read.labels):,} labels, {len(read.workers):,} workers; "
+        f"{unsure:,} items are as good as undecided (below 2 to 1)"
+    )

@@ -16,7 +16,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
     "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
-    "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
+    "evaluate": (
+        "training.cli:evaluate",
+        "Measure a bundle through the path that serves, or any saved scores: P@k, nDCG@k, R@k, PSP@k, …",
+    ),
+    "compare": ("training.compare_cli:compare", "How far one run is above another, and whether that is luck."),
     "import": ("training.import_cli:import_", "Make a bundle of a sentence-transformers model and labels; no training."),
     "export": (
         "training.export_cli:export",

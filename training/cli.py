@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -224,28 +224,59 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+EPILOG_EVALUATE = """Examples:
+
+\b
+  dexml evaluate demo/run
+  dexml evaluate --scores MY_SCORES.npz --data MY_DATA --json figures.json
+  dexml evaluate --scores MY_RUN.trec --data LF-AmazonTitles-131K --propensity LF-AmazonTitles-131K
+"""
+
+
+@click.command(epilog=EPILOG_EVALUATE)
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--scores", type=click.Path(path_type=Path), help="Measure this file instead: scipy CSR in .npz, or a TREC run.")
+@click.option("--scores-out", type=click.Path(path_type=Path), help="Save the bundle's answers to this .npz, for --scores.")
+@click.option("--propensity", metavar="A,B|NAME", help="With --scores: constants of PSP, or an XC set's; default 0.55,1.5.")
 @click.option("--data", "folder", type=click.Path(path_type=Path), help="The data set; default: the one it was trained on.")
 @click.option("--split", default="test", show_default=True, help="Which split of it.")
 @click.option("--index", help="Another index than the bundle's own: faiss or exact.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures, seconds and sizes to this file.")
-def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, output: Path | None) -> None:
-    """Measure BUNDLE on a split, through the same path that serves it; figures in percent."""
+def evaluate(
+    bundle: Path | None,
+    scores: Path | None,
+    scores_out: Path | None,
+    propensity: str | None,
+    folder: Path | None,
+    split: str,
+    index: str | None,
+    output: Path | None,
+) -> None:
+    """Measure BUNDLE on a split, through the same path that serves it; figures in percent.
+
+    Or measure the scores that any program saved of the split's rows (--scores), with every metric and by label frequency.
+    """
+    check_outputs({"--json": output, "--scores-out": scores_out})
+    if bundle is None:
+        if scores is None or folder is None or scores_out is not None or index is not None:
+            raise click.UsageError("a BUNDLE is needed, or --scores FILE and --data DIR without --index and --scores-out")
+        _evaluate_scores(scores, folder, split, propensity, output)
+        return
+    if scores is not None or propensity is not None:
+        raise click.UsageError("--scores and --propensity go without a BUNDLE, which has its own")
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import track
     from rich.table import Table
 
     from data import open_format
+    from data.scores import write_scores
     from index.retriever import Retriever
     from training.evaluate import BATCH
     from training.evaluate import evaluate as measure
-    from training.record import evaluated
+    from training.record import answers_of, evaluated
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if output is not None:
-        check_output(output)
     retriever = Retriever.open(bundle, index)
     facts = retriever.bundle.manifest.data
     files = open_format(folder or Path(facts.path), "auto" if folder else facts.format)
@@ -269,10 +300,28 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
         write_output(output, json.dumps(result.as_json(), indent=1) + "\n")
+    if scores_out is not None:
+        write_scores(scores_out, result.ranked, result.scores, rows.positives.num_labels)
     if folder is None and index is None:  # the figures of the run itself
         out = evaluated(retriever.store.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
         if out is not None:
+            write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)
             _report(out, console)
+
+
+def _evaluate_scores(scores: Path, folder: Path, split: str, propensity: str | None, output: Path | None) -> None:
+    """Measure a score file; no bundle is opened."""
+    from rich.console import Console
+
+    from training.scores import Judge, propensity_of, report
+
+    judge = Judge.of(folder, split, propensity_of(propensity))
+    tally = judge.tally(scores)
+    report(scores, split, judge, tally, Console(highlight=False))
+    if judge.counts is None:
+        click.echo(f"note: {folder} has no training rows: no propensities, no frequencies", err=True)
+    if output is not None:
+        write_output(output, json.dumps(judge.as_json(tally), indent=1) + "\n")
 
 
 @click.command()
@@ -287,14 +336,21 @@ def report(run: Path) -> None:
     click.echo(write(run))
 
 
-def check_output(path: Path) -> None:
+def check_outputs(paths: Mapping[str, Path | None]) -> None:
+    """Raise InputError when nothing can be written to a path that an option named, before the work that makes it."""
+    for option, path in paths.items():
+        if path is not None:
+            check_output(path, option)
+
+
+def check_output(path: Path, option: str = "--json") -> None:
     """Raise InputError when nothing can be written to `path`, before the work that makes it."""
     from dexml.errors import InputError
 
     if path.is_dir():
-        raise InputError(f"--json: {path} is a folder")
+        raise InputError(f"{option}: {path} is a folder")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"--json: the folder {path.absolute().parent} does not exist")
+        raise InputError(f"{option}: the folder {path.absolute().parent} does not exist")
 
 
 def write_output(path: Path, text: str) -> None:
