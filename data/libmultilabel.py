@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from data.lines import excerpt, one_line, read_lines, write_lines
 from data.named_labels import LABELS, NamedLabels
-from data.two_splits import Place
 from data.numbered_labels import first_line
+from data.two_splits import Place
 from dexml.errors import InputError
 from dexml.types import LabelTable, Split
 

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from dexml.errors import InputError
 from dexml.text import TextFault, id_fault, text_fault
@@ -44,7 +43,7 @@ def raw_lines(path: Path, tell: Tell | None = None) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             size = max(1, os.fstat(file.fileno()).st_size)
-            stream: IO[bytes] = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            stream: Iterable[bytes] = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             for number, raw in enumerate(stream, 1):
                 try:
                     line = raw.decode("utf-8")

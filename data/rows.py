@@ -1,4 +1,4 @@
-"""Compressed rows of label numbers, grown row by row in flat arrays: 8 bytes a label, where a list of lists needs 36 and more."""
+"""Compressed rows of label numbers, grown row by row in flat arrays: 8 bytes a label, not a Python list's 36."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The raw texts of the Extreme Classification Repository: a JSON object a line in `trn.json.gz`, `tst.json.gz`, `lbl.json.gz`."""
+"""Raw texts of the Extreme Classification Repository: a JSON object a line in `trn.json.gz`, `tst.json.gz`, `lbl.json.gz`."""
 
 from __future__ import annotations
 
