@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -71,6 +71,9 @@ def _read_positives(path: Path) -> Positives:
         # here because numpy forgets to close one that it opened itself and cannot read.
         with path.open("rb") as stream:
             matrix: Any = sp.load_npz(stream)
+            kind = _index_type(stream)
+        if matrix.format == "csr" and kind.kind not in "iu":
+            raise InputError(f"{path}: label numbers of type {kind}; whole numbers are needed")
         if matrix.format != "csr":
             raise InputError(f"{path}: a sparse matrix in {matrix.format} format; csr is needed")
         _check_range(path, matrix)
@@ -92,6 +95,16 @@ def _read_positives(path: Path) -> Positives:
         row = int(np.searchsorted(csr.indptr, place, side="right")) - 1
         raise InputError(f"{path}: row {row}, label {csr.indices[place]}: the value is {csr.data[place]}")
     return Positives.from_matrix(csr)
+
+
+def _index_type(stream: IO[bytes]) -> np.dtype[Any]:
+    """Return the type that the label numbers have in the file: scipy cuts fractions off without a word."""
+    with zipfile.ZipFile(stream) as archive:
+        if "indices.npy" not in archive.namelist():  # coo and dia have none
+            return np.dtype(np.int64)
+        with archive.open("indices.npy") as array:
+            np.lib.format.read_magic(array)
+            return np.lib.format.read_array_header_1_0(array)[2]
 
 
 def _check_range(path: Path, matrix: Any) -> None:
