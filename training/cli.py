@@ -48,6 +48,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     from rich.markup import escape
 
     from data import open_format
+    from data.progress import reading
     from dexml.config import load
     from dexml.errors import InputError
     from training.config import Config, check, settle
@@ -62,8 +63,9 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     click.get_current_context().call_on_close(world.close)
     console.quiet = not world.first
     trackers = settle_trackers(read.training.trackers)
-    files = open_format(read.data.path, read.data.format)
-    labels, split = files.labels(), files.read("train")
+    with reading(console) as tell:
+        files = open_format(read.data.path, read.data.format, tell)
+        labels, split = files.labels(), files.read("train")
     settled, said = settle(read, len(split), chain(split.texts, labels.texts))
     kept, watched = hold_out_rows(settled, split)
     phases: list[Phase] = [(split.take(kept), split.take(watched) if len(watched) else None, kept)]
