@@ -186,11 +186,11 @@ def connections_for(threads: int) -> int:
 
 
 def is_whole(held: bytes | bytearray) -> bool:
-    """Return whether a thread can read the request without waiting, or must read it because it is too long to gather.
+    r"""Return whether a thread can read the request without waiting, or must read it because it is too long to gather.
 
     What gunicorn will refuse counts as whole, and so does a client that waits for `100 Continue`, which the thread sends.
 
-    >>> is_whole(b"GET / HTTP/1.1\\r\\n"), is_whole(b"GET / HTTP/1.1\\r\\n\\r\\n")
+    >>> is_whole(b"GET / HTTP/1.1\r\n"), is_whole(b"GET / HTTP/1.1\r\n\r\n")
     (False, True)
     """
     if len(held) >= MOST_GATHERED:
