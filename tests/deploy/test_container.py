@@ -62,14 +62,14 @@ def sandbox(bundle: Path, key_file: Path, kernels: Path) -> list[str]:
     for path in sorted(Path("/").iterdir()):
         if path.is_symlink():
             found += ["--symlink", os.readlink(path), str(path)]
-        elif path.name not in ("tmp", "proc", "dev", "sys", "bundle"):
+        elif path.name not in ("tmp", "proc", "dev", "sys", "bundle", "keys"):
             found += ["--ro-bind", str(path), str(path)]
     found += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     for path in {ROOT, Path(sys.prefix), *(Path(entry) for entry in sys.path if entry.startswith("/tmp/"))}:
         found += ["--ro-bind", str(path), str(path)]
     # What this tree has compiled already, which spares the test a minute: NUMBA_CACHE_DIR would start from nothing.
     found += ["--bind", str(kernels), str(ROOT / "dexml" / "kernels" / "__pycache__")]
-    found += ["--bind", str(bundle), "/bundle", "--ro-bind", str(key_file), "/keys.json", "--remount-ro", "/", "--clearenv"]
+    found += ["--bind", str(bundle), "/bundle", "--ro-bind", str(key_file.parent), "/keys", "--remount-ro", "/", "--clearenv"]
     for name, value in re.findall(r"(\w+)=(\S+)", the("ENV")):
         if name not in ("PATH", "NUMBA_CACHE_DIR"):
             found += ["--setenv", name, value]
@@ -85,7 +85,8 @@ def test_its_commands_run_where_nothing_else_can_be_written(tiny_bundle: Path, t
     bundle, kernels = tmp_path / "bundle", tmp_path / "kernels"
     shutil.copytree(tiny_bundle, bundle)
     shutil.copytree(ROOT / "dexml" / "kernels" / "__pycache__", kernels)
-    key = keys.add(tmp_path / "keys.json", "writer", "write")
+    (tmp_path / "keys").mkdir()
+    key = keys.add(tmp_path / "keys" / "keys.json", "writer", "write")
     command = [*json.loads(the("ENTRYPOINT")), *json.loads(the("CMD"))]
     health = json.loads(the("HEALTHCHECK").partition("CMD ")[2])
     assert command[:2] == ["dexml", "serve"] and health[0] == "python"
@@ -95,7 +96,7 @@ def test_its_commands_run_where_nothing_else_can_be_written(tiny_bundle: Path, t
         "key": key,
         "frozen": ["/", "/usr", "/etc", "/var/tmp", str(ROOT), str(ROOT / "serve")],
     }
-    run = [*sandbox(bundle, tmp_path / "keys.json", kernels), sys.executable, str(INSIDE), json.dumps(plan)]
+    run = [*sandbox(bundle, tmp_path / "keys" / "keys.json", kernels), sys.executable, str(INSIDE), json.dumps(plan)]
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
