@@ -39,7 +39,7 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-REFUSALS = (400, 401, 403, 404, 405, 413, 415, 421, 422, 429, 500, 503, 504)
+REFUSALS = (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 
 View = TypeVar("View", bound=Callable[..., Any])
 

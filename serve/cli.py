@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from serve.hosts import check_allowed, is_loopback, shown
+from serve.hosts import check_allowed
 
 ADMIN_PORT = 9090
 WATCHDOG = "At one batch for longer, the process counts as stuck and starts anew."
@@ -93,28 +93,8 @@ def command(
 
     Try it:  curl http://127.0.0.1:8080/v1/search -H 'Content-Type: application/json' -d '{"queries": ["sort an array"]}'
     """
-    from dexml import versions
     from dexml.errors import InputError
-
-    if not __debug__:
-        raise InputError("serve: run python without -O; it removes checks that FAISS relies on")
-    if keys is None and not insecure and not is_loopback(host):
-        raise InputError(f"--host {shown(host)}: everybody who reaches it could ask; give --keys FILE, or --insecure")
-    if keys is None and writable and not is_loopback(host):
-        raise InputError(f"--writable: everybody who reaches {shown(host)} could write; give --keys FILE")
-    if keys is None and anonymous_read:
-        raise InputError("--anonymous-read: without --keys FILE nobody is asked for a key")
-    if keys is not None:
-        from serve.keys import read
-
-        if not read(keys).keys:
-            raise InputError(f"--keys {keys}: the file holds no key; `dexml keys add {keys} NAME` makes one")
-    if otel is not None:
-        from serve import tracing
-
-        tracing.check(otel)
-    versions.current(versions.root_of(bundle))  # before an address is taken; the worker opens and checks it after the fork
-    from serve import wsgi
+    from serve import policy, wsgi
     from serve.settings import Settings
 
     settings = Settings(
@@ -135,6 +115,7 @@ def command(
         log_level=log_level,
         otel=otel,
     )
+    policy.check(settings, insecure=insecure)
     listener = wsgi.listen(settings)
     admin = None
     try:

@@ -29,6 +29,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "forbidden": (403, "This is not allowed here"),
     "not_found": (404, "Nothing is here"),
     "method_not_allowed": (405, "The method is not allowed here"),
+    "request_timeout": (408, "The request did not arrive in time"),
     "conflict": (409, "It contradicts what is there"),
     "version_unusable": (409, "The version cannot answer"),
     "batch_too_large": (413, "Too many queries or labels in one request"),

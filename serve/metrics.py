@@ -44,7 +44,7 @@ def reason_of(code: str) -> str | None:
     status = CODES[code][0]
     if status in (401, 403):
         return "auth"
-    return REASONS.get(code) or ("invalid" if status in (400, 413, 414, 415, 421, 422, 431) else None)
+    return REASONS.get(code) or ("invalid" if status in (400, 408, 413, 414, 415, 421, 422, 431) else None)
 
 
 class Metrics(Observer):

@@ -48,6 +48,7 @@ class Settings(BaseModel):
     deadline_ms: int = Field(default=2000, ge=1)
     max_deadline_ms: int = Field(default=30_000, ge=1)
     drain_s: int = Field(default=30, ge=1)
+    client_timeout_s: float = Field(default=10.0, gt=0)  # for a whole request to arrive; later gets 408
 
     admin_host: str = "127.0.0.1"
     admin_port: int | None = Field(default=None, ge=0, le=65535)  # None: no admin listener

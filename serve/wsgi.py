@@ -16,13 +16,13 @@ import click
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.http import errors as http_errors
-from gunicorn.workers.gthread import ThreadWorker
 
 from dexml.errors import InputError
 from serve import create_app, logs
 from serve.admin import AdminServer
 from serve.errors import Problem, body_of
 from serve.hosts import shown
+from serve.intake import Intake, Stalled, connections_for
 from serve.metrics import OTHER
 from serve.settings import Settings
 
@@ -78,6 +78,23 @@ def run(
     return 0
 
 
+def options(settings: Settings) -> dict[str, Any]:
+    """Return how gunicorn must be set up, but for the address."""
+    return {
+        "workers": 1,
+        "worker_class": Drainer,
+        "threads": settings.pool,
+        "worker_connections": connections_for(settings.pool),
+        "keepalive": 15,
+        "timeout": 120,
+        "graceful_timeout": settings.drain_s,
+        "control_socket_disable": True,
+        "proc_name": "dexml",
+        "loglevel": "warning",
+        "worker_exit": stop_worker,
+    }
+
+
 class Application(BaseApplication):  # type: ignore[misc]
     """Gunicorn's view of us: its settings, and the application, made in the worker after the fork."""
 
@@ -89,7 +106,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         admin: socket.socket | None,
     ) -> None:
         self.settings = settings
-        self.url = _url(listener)
+        self.url = url_of(listener)
         self.fd = listener.detach()
         self.retriever = retriever
         self.admin = admin
@@ -97,47 +114,44 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         """Set what differs from gunicorn's defaults; no environment, file or command line of its own is read."""
-        settings = self.settings
-        for name, value in {
-            "bind": f"fd://{self.fd}",
-            "workers": 1,
-            "worker_class": Drainer,
-            "threads": settings.pool,
-            "worker_connections": settings.pool + 1000,
-            "keepalive": 15,
-            "timeout": 120,
-            "graceful_timeout": settings.drain_s,
-            "control_socket_disable": True,
-            "proc_name": "dexml",
-            "loglevel": "warning",
-            "worker_exit": stop_worker,
-        }.items():
+        for name, value in {"bind": f"fd://{self.fd}", **options(self.settings)}.items():
             self.cfg.set(name, value)
 
     def load(self) -> Any:
         """Return the WSGI application, and say when it is ready."""
-        app = create_app(self.settings, self.retriever, end_process)
-        if self.admin is not None:
-            service = app.extensions["dexml"]
-            AdminServer(self.admin, service.worker, service.metrics).start()
-        threading.Thread(target=self.announce, args=(app,), name="dexml-announce", daemon=True).start()
-        return app
+        return begin(self.settings, self.url, self.retriever, self.admin)
 
-    def announce(self, app: Any) -> None:
-        """Print the address once searches are answered; end the process when they never will be."""
-        worker = app.extensions["dexml"].worker
-        worker.wait_until_loaded()
-        if worker.serving is not None:
-            labels = len(worker.serving.store.live.labels)
-            admin = "" if self.admin is None else f", probes and metrics at {_url(self.admin)}"
-            click.echo(f"dexml: {labels:,} labels of {worker.serving.info['model']} at {self.url}{admin} (Ctrl-C ends it)")
-            sys.stdout.flush()
-            return
-        shown = isinstance(worker.failure, InputError)
-        reason = str(worker.failure) if shown else f"{type(worker.failure).__name__}: {worker.failure}"
-        click.echo(f"dexml: {reason}", err=True)
-        sys.stderr.flush()
-        os._exit(Arbiter.APP_LOAD_ERROR)  # the arbiter stops instead of trying again
+
+def begin(
+    settings: Settings,
+    url: str,
+    retriever: Callable[[], Retriever] | None = None,
+    admin: socket.socket | None = None,
+) -> Any:
+    """Return the WSGI application of a worker process, which says when it is ready, and ends the process when it cannot be."""
+    app = create_app(settings, retriever, end_process)
+    if admin is not None:
+        service = app.extensions["dexml"]
+        AdminServer(admin, service.worker, service.metrics).start()
+    probed = "" if admin is None else f", probes and metrics at {url_of(admin)}"
+    threading.Thread(target=_announce, args=(app, url + probed), name="dexml-announce", daemon=True).start()
+    return app
+
+
+def _announce(app: Any, where: str) -> None:
+    """Print the address once searches are answered; end the process when they never will be."""
+    worker = app.extensions["dexml"].worker
+    worker.wait_until_loaded()
+    if worker.serving is not None:
+        labels = len(worker.serving.store.live.labels)
+        click.echo(f"dexml: {labels:,} labels of {worker.serving.info['model']} at {where} (Ctrl-C ends it)")
+        sys.stdout.flush()
+        return
+    shown = isinstance(worker.failure, InputError)
+    reason = str(worker.failure) if shown else f"{type(worker.failure).__name__}: {worker.failure}"
+    click.echo(f"dexml: {reason}", err=True)
+    sys.stderr.flush()
+    os._exit(Arbiter.APP_LOAD_ERROR)  # the arbiter stops instead of trying again
 
 
 class Master(Arbiter):  # type: ignore[misc]
@@ -162,8 +176,8 @@ class Master(Arbiter):  # type: ignore[misc]
         self.handle_term()
 
 
-class Drainer(ThreadWorker):  # type: ignore[misc]
-    """Gunicorn's thread worker, which refuses new connections while it finishes the work it has."""
+class Drainer(Intake):
+    """The thread worker, which refuses new connections while it finishes the work it has."""
 
     def init_signals(self) -> None:
         """Leave Ctrl-C, which a terminal sends to every process of the group, to the arbiter."""
@@ -196,6 +210,8 @@ class Drainer(ThreadWorker):  # type: ignore[misc]
             code = "headers_too_large"
         elif isinstance(exc, http_errors.UnsupportedTransferCoding):
             code = "not_implemented"
+        elif isinstance(exc, Stalled):
+            code = "request_timeout"
         problem = Problem(code, "the request is not valid HTTP/1.1" if code == "bad_request" else "")
         body = json.dumps(body_of(problem, "", "")).encode()
         head = (
@@ -218,7 +234,8 @@ def end_process() -> None:
     os._exit(FAULT)
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
+    """Return the address of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 

@@ -68,9 +68,10 @@ def test_what_is_no_http_gets_no_html(small, kind: str):
 def test_it_answers_at_once_while_every_public_thread_is_taken(small):
     stalled = [socket.create_connection(small.address, timeout=5) for _ in range(3)]
     try:
-        for raw in stalled:  # a body that never comes holds its thread
+        for raw in stalled:  # who waits for 100 Continue gets a thread, and the body never comes
             raw.sendall(
-                b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+                b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+                b"Expect: 100-continue\r\n\r\n{"
             )
         time.sleep(0.3)
         seconds = []
