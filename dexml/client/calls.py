@@ -52,7 +52,8 @@ class SearchOptions(CallOptions, total=False):
     normalize: Literal["none", "topk", "all", "sigmoid"]
     min_score: float
     exclude_ids: Sequence[str]
-    include: Sequence[Literal["text", "probability"]]
+    include: Sequence[Literal["text", "probability", "why"]]
+    diversity: float
     truncate: bool
     timeout_ms: int
     index_version: str

@@ -11,12 +11,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label of an answer; `probability` and `text` are None where they were not asked for or are not defined."""
+    """A label of an answer; what was not asked for, or is not defined, is None.
+
+    `rank_score` orders diverse answers; `why` holds {"text", "similarity"} of the nearest training queries.
+    """
 
     id: str
     score: float
+    rank_score: float | None = None
     probability: float | None = None
     text: str | None = None
+    why: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def test_labels_are_added_found_replaced_deleted_and_listed(run, bundle: Path, t
         ({"id": "a", "embedding": [1.0, 2.0]}, "line 2, embedding: must have 32 numbers, got 2"),
         ({"id": "a", "embedding": [0] * 32}, "line 2, embedding: is all zeros"),
         ({"id": "a", "embedding": [True] * 32}, "line 2, embedding: a list of numbers is needed"),
-        ({"id": "a", "embedding": [float("nan")] * 32}, "line 2, embedding: holds a number that is not finite"),
+        ({"id": "a", "embedding": [float("nan")] * 32}, "line 2: not JSON that can be read: NaN is no JSON"),
         ([1], "line 2: an object like"),
     ],
 )
