@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from array import array
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from data import npz
 from data.lines import excerpt, read_lines, staged
 from dexml.errors import InputError
 from dexml.metrics import predictions
@@ -47,24 +46,12 @@ def write_scores(path: Path, ranked: Int64Array, scores: Float32Array, labels: i
 
 
 def _read_npz(path: Path) -> sp.csr_array:
-    if not path.is_file():
-        raise InputError(f"{path}: the file does not exist")
-    try:
-        # Opened here, because numpy forgets to close what it cannot read; scipy reads it with allow_pickle=False.
-        with path.open("rb") as stream:
-            matrix: Any = sp.load_npz(stream)
+    with npz.opened(path) as stream:
+        matrix: Any = sp.load_npz(stream)
         csr = sp.csr_array(matrix)
         csr.check_format(full_check=True)
         if csr.nnz and (csr.indices.min() < 0 or csr.indices.max() >= csr.shape[1]):
             raise InputError(f"{path}: label {csr.indices.max()} lies outside of the {csr.shape[1]} labels of the matrix")
-    except InputError:
-        raise
-    except (
-        *(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, MemoryError, RuntimeError),
-        *(OverflowError, zipfile.BadZipFile, zlib.error),
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a scipy sparse matrix in npz ({excerpt(reason, 120)})") from None
     if csr.dtype.kind not in "biuf":
         raise InputError(f"{path}: scores of type {csr.dtype}; numbers are needed")
     return csr

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 
-from data.lines import Tell, excerpt, one_line, write_lines
+from data import npz
+from data.lines import Tell, one_line, write_lines
 from data.numbered_labels import NumberedLabels
 from data.two_splits import Place
 from dexml.errors import InputError
@@ -64,14 +64,9 @@ def _home(root: Path) -> Path:
 
 def _read_positives(path: Path) -> Positives:
     """Return the non-zero entries of the scipy sparse matrix in `path`, every index and value checked."""
-    if not path.is_file():
-        raise InputError(f"{path}: the file does not exist")
-    try:
-        # scipy reads it with allow_pickle=False: an object array is refused, nothing is ever unpickled. The file is opened
-        # here because numpy forgets to close one that it opened itself and cannot read.
-        with path.open("rb") as stream:
-            matrix: Any = sp.load_npz(stream)
-            kind = _index_type(stream)
+    with npz.opened(path) as stream:
+        matrix: Any = sp.load_npz(stream)
+        kind = _index_type(stream)
         if matrix.format == "csr" and kind.kind not in "iu":
             raise InputError(f"{path}: label numbers of type {kind}; whole numbers are needed")
         if matrix.format != "csr":
@@ -79,15 +74,6 @@ def _read_positives(path: Path) -> Positives:
         _check_range(path, matrix)
         matrix.check_format(full_check=True)
         csr = sp.csr_array(matrix)
-    except InputError:
-        raise
-    except (
-        # What numpy, scipy and zipfile raise on damaged bytes; RuntimeError is an encrypted member.
-        *(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, MemoryError, RuntimeError),
-        *(OverflowError, zipfile.BadZipFile, zlib.error),
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a scipy sparse matrix in npz ({excerpt(reason, 120)})") from None
     if csr.data.dtype.kind not in "biuf":
         raise InputError(f"{path}: values of type {csr.data.dtype}; numbers are needed")
     if not np.isfinite(csr.data).all():

@@ -55,7 +55,7 @@ class Settings(BaseModel):
     watchdog_s: float = Field(default=30.0, gt=0)  # at one batch for longer: stuck
     log_format: LogFormat = "text"
     log_level: LogLevel = "warning"
-    otel: str | None = Field(default=None, pattern="^https?://")  # the OTLP endpoint that traces are sent to
+    otel: str | None = None  # the OTLP endpoint that traces are sent to
 
     @property
     def pool(self) -> int:

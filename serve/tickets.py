@@ -91,5 +91,4 @@ class Ticket:
     started: float = 0.0
     found: Found | None = None
     written: Written | None = None
-    serving: Serving | None = None
     problem: Problem | None = None

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -239,15 +240,18 @@ class Worker:
                 for ticket in batch:
                     self._run([ticket])
                 return
-            log.exception("a search failed")
-            batch[0].problem = Problem("internal", "the search failed; the request id finds it in the server's log")
+            assert isinstance(batch[0].ask, Ask)
+            batch[0].problem = _overtaken(batch[0].ask, self.serving.retriever)
+            if batch[0].problem is None:
+                log.exception("a search failed")
+                batch[0].problem = Problem("internal", "the search failed; the request id finds it in the server's log")
             self._finish(batch[0])
             return
         self._observer.batched(batch, found, started)
         row = 0
         for ticket in batch:
             ticket.found = _rows(found, row, row + len(ticket.ask))
-            ticket.serving, ticket.started = self.serving, started
+            ticket.started = started
             row += len(ticket.ask)
             self._finish(ticket)
 
@@ -271,27 +275,24 @@ class Worker:
 def _search(retriever: Retriever, asks: list[Ask]) -> Found:
     """Return the answers of several asks of one group, row after row."""
     first = asks[0]
+    how: dict[str, Any] = {
+        name: getattr(first, name) for name in ("candidates", "temperature", "normalize", "diversity", "why")
+    }
     if first.embeddings is not None:
         rows = torch.cat([ask.embeddings for ask in asks if ask.embeddings is not None])
-        return retriever.search_embeddings(
-            rows,
-            first.k,
-            candidates=first.candidates,
-            temperature=first.temperature,
-            normalize=first.normalize,
-            diversity=first.diversity,
-            why=first.why,
+        return retriever.search_embeddings(rows, first.k, **how)
+    return retriever.search([text for ask in asks for text in ask.texts], first.k, **how)
+
+
+def _overtaken(ask: Ask, retriever: Retriever) -> Problem | None:
+    """Return what a request was told too late, where another version was activated between its check and its turn."""
+    if ask.embeddings is not None and ask.embeddings.shape[1] != retriever.dimension:
+        return Problem(
+            "dimension_mismatch", f"another version answers by now; its embeddings have {retriever.dimension} numbers"
         )
-    texts = [text for ask in asks for text in ask.texts]
-    return retriever.search(
-        texts,
-        first.k,
-        candidates=first.candidates,
-        temperature=first.temperature,
-        normalize=first.normalize,
-        diversity=first.diversity,
-        why=first.why,
-    )
+    if ask.why and not retriever.remembered:
+        return Problem("why_unavailable", "another version answers by now; it keeps no training queries that may be shown")
+    return None
 
 
 def _rows(found: Found, start: int, end: int) -> Found:

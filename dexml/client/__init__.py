@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
@@ -53,7 +54,7 @@ class _Method(Generic[P, T]):
         return method
 
 
-class _Core:
+class _Core(ABC):
     """What both clients are made of: the settings, and a method for everything that can be asked."""
 
     def __init__(
@@ -77,8 +78,9 @@ class _Core:
         }
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Make the connections' pool."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._url)!r})"

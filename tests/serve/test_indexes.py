@@ -10,12 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dexml import versions
 from dexml.__main__ import command
 from dexml.model import DualEncoder
 from index.retriever import Retriever
+from serve.errors import Problem
+from serve.tickets import Ask
 
 TEXT = "fast Fourier transform of a signal"
 
@@ -41,7 +44,7 @@ def bundle(two_models: Path, tmp_path: Path) -> Path:
 def serve(make_app, bundle: Path):
     def started(*, writable: bool = True, **settings):
         app = make_app(lambda: Retriever.open(bundle, writable=writable), writable=writable, **settings)
-        assert app.extensions["dexml"].worker.wait_until_loaded(20)
+        assert app.extensions["dexml"].worker.wait_until_loaded(60)
         return app.test_client()
 
     return started
@@ -295,3 +298,18 @@ def test_a_write_is_made_by_the_model_that_answers(serve, monkeypatch: pytest.Mo
     assert store.name == "v000003+1" and store.live.index.dimension == 32
     best = client.post("/v1/search", json={"queries": ["splitting text strings"], "top_k": 2}).json["results"][0]["labels"]
     assert "new" in [label["id"] for label in best] and json.dumps(best)
+
+
+def test_a_request_that_another_version_overtakes_is_told_so(serve):
+    """Checked against one version, and answered when another answers: its width, not a bug, is what the client is told."""
+    client = serve()
+    worker = client.application.extensions["dexml"].worker
+    worker.serving.store.activate("v000001")  # rows of 32 numbers
+    for ask, code in (
+        (Ask(3, embeddings=torch.ones(1, 24)), "dimension_mismatch"),
+        (Ask(3, (TEXT,), why=True), "why_unavailable"),
+    ):
+        with pytest.raises(Problem) as caught:
+            worker.answer(ask, time.monotonic() + 10)
+        assert caught.value.code == code
+    assert search(client)["index_version"] == "v000003"
