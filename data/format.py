@@ -66,7 +66,7 @@ def check_writable(made: Format, labels: LabelTable, splits: Mapping[str, Split]
     """Raise InputError unless every id and text can be read back, every split counts its labels as the table does, and the
     folder of `made` holds no other split, which would be left with labels that are not its own.
 
-    Weights of positives have no place in these formats: they raise ValueError rather than vanish.
+    Weights of positives have no place in these formats: they are refused rather than lost.
     """
     for what, texts in (("labels", labels.texts), *((name, split.texts) for name, split in splits.items())):
         for row, text in enumerate(texts):
@@ -79,7 +79,7 @@ def check_writable(made: Format, labels: LabelTable, splits: Mapping[str, Split]
         if split.positives.num_labels != len(labels):
             raise InputError(f"{name}: positives over {split.positives.num_labels} labels, the table has {len(labels)}")
         if split.positives.weights is not None:
-            raise ValueError(f"{name}: the format keeps no weights of positives")
+            raise InputError(f"{name}: the format keeps no weights of positives")
     for name in made.splits() if made.root.is_dir() else ():
         if name not in splits:
             raise InputError(f"{made.root}: already holds the split {name!r}, which would not fit the new labels")

@@ -16,10 +16,11 @@ from dexml.errors import InputError
 class JsonLines(Records):
     """`labels.jsonl` of {"id", "text"} and `NAME.jsonl` of {"text", "labels", "excluded"?}; `.jsonl.gz` is read too.
 
-    Blank lines are skipped.
+    Blank lines are skipped. A list "weights" as long as "labels" makes soft positives, as `dexml data crowd` writes them.
     """
 
     ENDS: ClassVar = (".jsonl", ".jsonl.gz")
+    WEIGHTED: ClassVar = True
 
     def _records(self, path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
         return read_objects(path, self.tell)

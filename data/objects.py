@@ -72,6 +72,19 @@ def id_of(row: dict[str, Any], key: str, where: str) -> str:
     return name
 
 
+def weights_of(row: dict[str, Any], numbers: list[int], where: str) -> list[float]:
+    """Return the field "weights", a number above 0 for each of the labels `numbers`, of which none stands twice."""
+    weights = row["weights"]
+    if not isinstance(weights, list) or len(weights) != len(numbers):
+        raise InputError(f"{where}, weights: a list of {len(numbers)} numbers is needed, as labels has, got {excerpt(weights)}")
+    for place, weight in enumerate(weights):
+        if type(weight) not in (int, float) or not 0 < weight < 1e30:
+            raise InputError(f"{where}, weights[{place}]: a number above 0 is needed, got {excerpt(weight)}")
+    if len(set(numbers)) != len(numbers):
+        raise InputError(f"{where}, weights: a label stands twice, and only one of its weights can count")
+    return weights
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -87,4 +100,4 @@ def _refuse(constant: str) -> object:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
-__all__ = ["field", "id_of", "name_of", "parse", "read_objects", "text_of"]
+__all__ = ["field", "id_of", "name_of", "parse", "read_objects", "text_of", "weights_of"]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from data.filters import clear_filters
 from data.format import Format, check_writable
 from data.lines import Tell, excerpt, staged
-from data.objects import field, id_of, name_of, text_of
+from data.objects import field, id_of, name_of, text_of, weights_of
 from data.rows import Rows
 from dexml.errors import InputError
 from dexml.table import unknown
@@ -34,6 +34,8 @@ class Records(Format):
 
     ENDS: ClassVar[tuple[str, ...]]
     """What the files' names end in; the first is written."""
+    WEIGHTED: ClassVar[bool] = False
+    """Whether a field "weights" beside "labels" makes soft positives of them."""
 
     def __init__(self, root: Path, tell: Tell | None = None) -> None:
         super().__init__(root, tell)
@@ -73,7 +75,8 @@ class Records(Format):
         any_excluded = False
         for where, row in self._records(self._path(split), ("text", "labels", "excluded")):
             texts.append(text_of(row, where))
-            positives.append(names.numbers(field(row, "labels", where), f"{where}, labels"))
+            numbers = names.numbers(field(row, "labels", where), f"{where}, labels")
+            positives.append(numbers, weights_of(row, numbers, where) if self.WEIGHTED and "weights" in row else None)
             any_excluded |= "excluded" in row
             excluded.append(names.numbers(row.get("excluded", []), f"{where}, excluded"))
         return Split(tuple(texts), positives.build(), excluded.build() if any_excluded else None)

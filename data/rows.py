@@ -17,20 +17,30 @@ class Rows:
         self._num_labels = num_labels
         self._indptr = array("q", [0])
         self._indices = array("q")
+        self._weights = array("f")
 
     def __len__(self) -> int:
         """Return how many rows there are so far."""
         return len(self._indptr) - 1
 
-    def append(self, numbers: Sequence[int]) -> None:
-        """Add a row; doubles are merged."""
+    def append(self, numbers: Sequence[int], weights: Sequence[float] | None = None) -> None:
+        """Add a row; doubles are merged. With `weights`, one a number, there must be none; other rows weigh 1 a label."""
+        if weights is not None:
+            # Weights are few: the rows before the first one get theirs when it comes.
+            self._weights.extend([1.0] * (len(self._indices) - len(self._weights)))
+            numbers, weights = zip(*sorted(zip(numbers, weights, strict=True)), strict=True) if numbers else ((), ())
+            self._weights.extend(weights)
         self._indices.extend(sorted(set(numbers)))
         self._indptr.append(len(self._indices))
 
     def build(self) -> Positives:
         """Return the positives; they share the arrays' memory, so that nothing can be appended any more."""
         indices = np.frombuffer(self._indices, dtype=np.int64) if self._indices else np.zeros(0, dtype=np.int64)
-        return Positives(np.frombuffer(self._indptr, dtype=np.int64), indices, self._num_labels)
+        weights = None
+        if self._weights:
+            self._weights.extend([1.0] * (len(self._indices) - len(self._weights)))
+            weights = np.frombuffer(self._weights, dtype=np.float32)
+        return Positives(np.frombuffer(self._indptr, dtype=np.int64), indices, self._num_labels, weights)
 
 
 __all__ = ["Rows"]

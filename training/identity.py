@@ -27,6 +27,8 @@ def fingerprint(config: Config, labels: LabelTable, train: Split, validation: Sp
         for text in split.texts:
             digest.update(text.encode() + b"\0")
         digest.update(split.positives.indptr.tobytes() + split.positives.indices.tobytes())
+        if split.positives.weights is not None:
+            digest.update(split.positives.weights.tobytes())
     for label, text in zip(labels.ids, labels.texts, strict=True):
         digest.update(f"{label}\0{text}\0".encode())
     return digest.hexdigest()

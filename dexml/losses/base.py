@@ -120,9 +120,12 @@ class ScoreLoss(Loss):
         """Return the scalar loss, differentiable, by `dexml.kernels.triton_losses`; `shares` as `self.shares` drew them."""
 
     def shares(self, positives: Positives) -> Shares:
-        """Return the weight of each positive in its row (nnz), 1/|P|."""
+        """Return the share of each positive in its row (nnz), 1/|P|, or by the weights of soft positives; 1 in all."""
         counts = np.diff(positives.indptr)
-        return 1 / np.repeat(counts, counts)
+        if positives.weights is None:
+            return 1 / np.repeat(counts, counts)
+        sums = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=positives.weights, minlength=len(counts))
+        return positives.weights / np.repeat(sums, counts)
 
     def half(self, tensor: Tensor) -> bool:
         """Return whether the products of float32 tensors take bfloat16 operands."""

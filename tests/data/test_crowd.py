@@ -51,6 +51,11 @@ def test_a_csv_becomes_a_data_set(tmp_path: Path, capsys):
     names = ["red", "green", "blue, dark", "black"]
     right = [line["labels"][0] == names[int(line["text"].split('"')[1]) % 4] for line in lines]
     assert len(split) == 30 and sum(right) >= 29
+    assert split.positives.weights is not None, "the data set is read with its weights"
+    for row, line in enumerate(lines):
+        weights = split.positives.weights[2 * row : 2 * row + 2].tolist()
+        read = {labels.ids[label]: weight for label, weight in zip(split.positives.row(row), weights, strict=True)}
+        assert read == pytest.approx(dict(zip(line["labels"], line["weights"], strict=True)))
     assert all(len(line["labels"]) == 2 and line["weights"][0] > 0.5 for line in lines)
     assert all(sum(line["weights"]) == pytest.approx(1, abs=1e-3) for line in lines)
     table = list(csv.DictReader((tmp_path / "out/workers.csv").read_text().splitlines()))
