@@ -23,6 +23,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
 
     from dexml import __version__
     from serve import api, errors, labels_api, probes
+    from serve.shedding import Shedding
     from serve.worker import Worker
 
     def open_retriever() -> Retriever:
@@ -50,6 +51,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     app.register_api(api.api)
     app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
+    app.wsgi_app = Shedding(app.wsgi_app, worker)  # type: ignore[method-assign]
     worker.start()
     return app
 
