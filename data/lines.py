@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dexml.errors import InputError
 from dexml.text import TextFault, id_fault, text_fault
 
+Tell = Callable[[Path, float], None]
+"""Is told, while a file is read, which one it is and the share of it that is done."""
+
 _BOM = b"\xef\xbb\xbf"
+_TELL_LINES = 4096  # between two words about how far a file is
 
 
 def excerpt(value: object, width: int = 60) -> str:
@@ -21,16 +26,24 @@ def excerpt(value: object, width: int = 60) -> str:
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, tell: Tell | None = None) -> Iterator[str]:
     r"""Yield the lines of `path` (gzip when it ends in .gz), each without its "\n" or "\r\n".
 
     Only "\n" ends a line: `str.splitlines` also breaks at \x0b, \x85 and U+2028, which occur inside real texts, and
     every row after such a break would carry its neighbour's labels. A byte order mark at the start is dropped.
     Raises InputError for a file that is missing, unreadable or not UTF-8 (line, and byte offset from the file's start).
     """
+    for line in raw_lines(path, tell):
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def raw_lines(path: Path, tell: Tell | None = None) -> Iterator[str]:
+    """Yield what `read_lines` does, each line with its ending, which a quoted field of CSV may hold."""
     offset = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        with path.open("rb") as file:
+            size = max(1, os.fstat(file.fileno()).st_size)
+            stream: Iterable[bytes] = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             for number, raw in enumerate(stream, 1):
                 try:
                     line = raw.decode("utf-8")
@@ -40,7 +53,9 @@ def read_lines(path: Path) -> Iterator[str]:
                 if number == 1 and raw.startswith(_BOM):
                     line = line[1:]
                 offset += len(raw)
-                yield line.removesuffix("\n").removesuffix("\r")
+                if tell is not None and number % _TELL_LINES == 0:
+                    tell(path, file.tell() / size)  # of the bytes on the disk, which gzip's own count is not
+                yield line
     except FileNotFoundError:
         raise InputError(f"{path}: the file does not exist") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -49,14 +64,39 @@ def read_lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def read_texts(path: Path) -> tuple[str, ...]:
+def read_texts(path: Path, tell: Tell | None = None) -> tuple[str, ...]:
     """Return the lines of `path`, one text each. Raises InputError for one that `complaint` has, besides `read_lines`' own."""
     texts: list[str] = []
-    for number, text in enumerate(read_lines(path), 1):
+    for number, text in enumerate(read_lines(path, tell), 1):
         if fault := complaint(text):
             raise InputError(f"{path}, line {number}: {fault}")
         texts.append(text)
     return tuple(texts)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write `lines`, each ended by a line feed; gzip where the name, or that of a `staged` sibling, ends in .gz.
+
+    The same lines give the same bytes: gzip's header gets no time and no name.
+    """
+    if ".gz" not in path.suffixes:
+        with path.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+        return
+    with path.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+        with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+
+
+def one_line(what: str, texts: Sequence[str], forbidden: str = "\n") -> Iterator[str]:
+    r"""Yield `texts`. Raises InputError for one that a line cannot hold: with a character of `forbidden` in it ("\n" among
+    them), with "\r" at its end, or a byte order mark at the start of the first.
+    """
+    for row, text in enumerate(texts):
+        if any(mark in text for mark in forbidden) or text.endswith("\r") or (row == 0 and text.startswith("\ufeff")):
+            held = "one line" if forbidden == "\n" else "one field of a line"
+            raise InputError(f"{what}, row {row}: the text {excerpt(text)} does not fit {held}; write it as jsonl")
+        yield text
 
 
 def complaint(text: str) -> str | None:

@@ -16,16 +16,22 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
     "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
-    "evaluate": ("training.cli:evaluate", "Measure a bundle: P@k, nDCG@k, R@k, PSP@k, through the path that serves."),
+    "evaluate": (
+        "training.cli:evaluate",
+        "Measure a bundle through the path that serves, or any saved scores: P@k, nDCG@k, R@k, PSP@k, …",
+    ),
+    "compare": ("training.compare_cli:compare", "How far one run is above another, and whether that is luck."),
     "import": ("training.import_cli:import_", "Make a bundle of a sentence-transformers model and labels; no training."),
     "export": (
         "training.export_cli:export",
         "Labels to Qdrant, Milvus, PostgreSQL, NumPy or a hub folder; the encoder to ONNX.",
     ),
     "labels": ("training.labels_cli:command", "Add, replace, delete and list a bundle's labels; no training."),
+    "memory": ("training.recall_cli:memory", "Keep training queries in a bundle; their labels are lifted in answers."),
     "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),
+    "keys": ("serve.keys_cli:command", "Make and take away the keys of a service."),
     "info": ("index.cli:info", "Say what is in a bundle, and what this machine runs it with."),
 }
 

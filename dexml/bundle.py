@@ -5,6 +5,7 @@ BUNDLE/v000001/manifest.json    schema, sizes, names, the SHA-256 of every other
 BUNDLE/v000001/encoder/         the dual encoder; sentence-transformers opens it too
 BUNDLE/v000001/labels.jsonl     {"id", "text", "train_count"} per label, in row order
 BUNDLE/v000001/embeddings.safetensors   label rows float32 (L, D): the truth, from which any index can be rebuilt
+BUNDLE/v000001/memory/          training queries, where they are kept (`dexml.memory`)
 BUNDLE/v000001/index/           what an index cannot rebuild cheaply; may be empty
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,9 +28,10 @@ from torch import Tensor
 
 from dexml import __version__, versions
 from dexml import manifest as manifest_of
-from dexml.errors import InputError
+from dexml.errors import InputError, StorageError
 from dexml.label_log import LabelLog
 from dexml.manifest import Manifest, Parent
+from dexml.memory import Memory
 from dexml.model import DualEncoder
 from dexml.types import Int64Array, LabelTable
 
@@ -41,7 +43,7 @@ EMBEDDINGS = "embeddings.safetensors"
 class Bundle:
     """A version of a bundle, opened: its folder `root`, `manifest`, `labels` and `train_counts` int64 (L).
 
-    `embeddings` are float32 (L, D), mapped from the file.
+    `embeddings` are float32 (L, D), mapped from the file, as are the rows of its `memory`, where it has one.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class Bundle:
     labels: LabelTable
     train_counts: Int64Array
     embeddings: Tensor
+    memory: Memory | None = None
 
     @property
     def name(self) -> str:
@@ -56,8 +59,13 @@ class Bundle:
 
         Labels may come and go: the model stays.
         """
+        return f"{self.manifest.name}@sha256:{self.encoder[:12]}"
+
+    @property
+    def encoder(self) -> str:
+        """A checksum of the encoder's files: two versions with the same one encode alike."""
         files = {name: entry.sha256 for name, entry in self.manifest.files.items() if name.startswith("encoder/")}
-        return f"{self.manifest.name}@sha256:{hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]}"
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     @property
     def index_folder(self) -> Path:
@@ -92,7 +100,9 @@ class Bundle:
                 f"{root}: {len(labels)} labels and embeddings of shape {tuple(embeddings.shape)}, but the manifest says "
                 f"({manifest.labels}, {manifest.dimension})"
             )
-        return Bundle(root, manifest, labels, counts, embeddings)
+        kept = manifest.memory
+        memory = None if kept is None else Memory.read(root, kept, len(labels), manifest.dimension)
+        return Bundle(root, manifest, labels, counts, embeddings, memory)
 
 
 def publish(
@@ -103,11 +113,14 @@ def publish(
     embeddings: Tensor,
     facts: dict[str, Any],
     save_index: Callable[[Path], None],
+    memory: Memory | None = None,
+    add: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Publish a version of the bundle `root`, new or there already, and return its folder.
 
-    `facts` go into the manifest (index, rerank, temperature, data, training, …); `save_index` fills the index folder. Raises
-    InputError when another process writes the bundle, when the disk is full or cannot be written; `root` is then as it was.
+    `facts` go into the manifest (index, rerank, temperature, data, training, …), with "memory" where one is given;
+    `save_index` fills the index folder, and `add` writes what else belongs to the version. Raises InputError when another
+    process writes the bundle, when the disk is full or cannot be written; `root` is then as it was.
     """
 
     def fill(folder: Path) -> Manifest:
@@ -115,17 +128,21 @@ def publish(
         write_labels(folder, labels.ids, labels.texts, train_counts, embeddings)
         (folder / "index").mkdir()
         save_index(folder / "index")
+        if memory is not None:
+            memory.write(folder)
+        add(folder)
         return Manifest(dexml=__version__, created=now(), labels=len(labels), dimension=model.dimension, **facts)
 
     with told(root), versions.locked(root):
         return versions.publish(root, fill)
 
 
-def extend(path: Path, add: Callable[[Path], None]) -> Bundle:
+def extend(path: Path, add: Callable[[Path], None], facts: Mapping[str, Any] | None = None) -> Bundle:
     """Publish the current version of a bundle anew, with what `add` writes into the folder it is given; return it opened.
 
-    Files are linked, not copied: `add` must not write into one that is there, but remove it and write another. Raises
-    InputError as `open` and `publish` do, and where labels were added or deleted since: the log is another version's then.
+    Files are linked, not copied: `add` must not write into one that is there, but remove it and write another. `facts` are
+    what changes in the manifest. Raises InputError as `open` and `publish` do, and where labels were added or deleted since:
+    the log is another version's then.
     """
     root = versions.root_of(path)
     with told(root), versions.locked(root):
@@ -137,7 +154,8 @@ def extend(path: Path, add: Callable[[Path], None]) -> Bundle:
         def fill(folder: Path) -> Manifest:
             copy(old, folder)
             add(folder)
-            return manifest.model_copy(update={"created": now(), "parent": Parent(version=old.name, records=0)})
+            parent = Parent(version=old.name, records=0)
+            return manifest.model_copy(update={"created": now(), "parent": parent, **(facts or {})})
 
         new = versions.publish(root, fill)
     return Bundle.read(new, manifest_of.read(new))
@@ -166,7 +184,7 @@ def told(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
+        raise StorageError(f"bundle: {root} cannot be written: {error.strerror or error}") from None
 
 
 def now() -> str:

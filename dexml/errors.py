@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The command line prints it as one line and exits with 2. Everything else that escapes is a bug of ours.
     """
+
+
+class StorageError(InputError):
+    """A disk is full, or cannot be written; nothing has changed."""

@@ -83,6 +83,11 @@ class LabelLog:
         _flush_folder(path.parent)
 
     @property
+    def writable(self) -> bool:
+        """Whether it was opened to be written."""
+        return self._handles is not None
+
+    @property
     def bytes(self) -> int:
         """The length of all whole records, with the header."""
         return self._length

@@ -77,6 +77,20 @@ class Parent(_Part):
     records: Annotated[int, Ge(0)]
 
 
+class MemoryFacts(_Part):
+    """The training queries that a version keeps (`dexml.memory`), and what they weigh in an answer (`index.recall`).
+
+    There are `queries` of them, with their texts or without. An answer hears the `neighbours` nearest ones, by the softmax of
+    their cosines at `temperature`, with λ = `weight`; 0 leaves the answers as they are.
+    """
+
+    queries: Annotated[int, Ge(1)]
+    texts: bool
+    weight: Annotated[float, Ge(0)]
+    temperature: Annotated[float, Gt(0)]
+    neighbours: Annotated[int, Ge(1)]
+
+
 class Manifest(_Part):
     """Everything that a version says of itself. `sha256` is over the canonical JSON of all the other fields."""
 
@@ -92,14 +106,20 @@ class Manifest(_Part):
     examples: tuple[str, ...] = ()
     data: DataFacts
     training: TrainingFacts
+    memory: MemoryFacts | None = None
+    """None, and then not written, where no training query is kept: a version reads as it did before there were any."""
     parent: Parent | None = None
     files: dict[str, Entry] = {}
     sha256: str = ""
 
     def digest(self) -> str:
         """Return the SHA-256 that `sha256` must be."""
-        fields = self.model_dump(mode="json", exclude={"sha256"})
+        fields = {name: value for name, value in self.as_json().items() if name != "sha256"}
         return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all fields as they are written."""
+        return self.model_dump(mode="json", exclude={"memory"} if self.memory is None else None)
 
     def sealed(self) -> Manifest:
         """Return the manifest with its own checksum."""
@@ -107,7 +127,7 @@ class Manifest(_Part):
 
     def write(self, path: Path) -> None:
         """Write the manifest as JSON, flushed."""
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         flush(path)
 
 

@@ -13,8 +13,9 @@ import click
 @click.argument("text")
 @click.option("-k", "k", type=int, default=5, show_default=True, help="How many labels.")
 @click.option("--index", help="Another index than the bundle's own: faiss or exact.")
+@click.option("--why", is_flag=True, help="With the training queries that speak for each label, where the bundle keeps them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) -> None:
+def search(bundle: Path, text: str, k: int, index: str | None, why: bool, as_json: bool) -> None:
     """Print the labels of BUNDLE that fit TEXT best, with score and probability over all labels."""
     from rich.console import Console
     from rich.table import Table
@@ -23,7 +24,7 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
     from index.retriever import Retriever
 
     retriever = Retriever.open(bundle, index)
-    found = retriever.search([text], k, normalize="all")
+    found = retriever.search([text], k, normalize="all", why=why)
     probabilities = found.probabilities()
     assert probabilities is not None
     answers = [
@@ -32,6 +33,7 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
             "score": round(float(found.topk.scores[0, place]), 6),
             "probability": round(float(probabilities[0, place]), 6),
             "text": found.labels.texts[number],
+            **({"why": [reason._asdict() for reason in found.why[0][place]]} if why else {}),
         }
         for place, number in enumerate(found.topk.ids[0].tolist())
         if number >= 0
@@ -50,6 +52,8 @@ def search(bundle: Path, text: str, k: int, index: str | None, as_json: bool) ->
         table.add_row(
             f"{answer['score']:.3f}", f"{answer['probability']:.1%}", Text(str(answer["id"])), Text(str(answer["text"]))
         )
+        for reason in answer.get("why", []):
+            table.add_row("", f"{reason['similarity']:.3f}", "", Text(f"← {reason['text']}"))
     Console(highlight=False).print(table)
 
 

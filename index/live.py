@@ -20,6 +20,8 @@ from dexml.kernels.pages import on_huge_pages
 from dexml.label_log import Change
 from dexml.types import Int64Array, LabelTable, TopK
 from index.base import LabelIndex
+from index.recall import Recall
+from index.version import Version
 
 _ROOM = 1024  # rows that the first addition makes room for, at least
 _FETCHED = 64  # more candidates than k, where some may be gone
@@ -122,6 +124,11 @@ class LiveIndex:
         return len(self._gone) + self._count - self._of_base
 
     @property
+    def gone(self) -> int:
+        """How many rows are searched over and left out; asks for no lock."""
+        return self._count - self._live
+
+    @property
     def prepared(self) -> Prepared:
         """All rows by number, for rescoring: it reads nothing else, and copies would have to be made anew at every addition."""
         with self.lock:
@@ -158,6 +165,11 @@ class LiveIndex:
                     self._gone.append(number)
             self._prepared = self._prepared if len(rows) == 0 else None
             self._scanned = None
+
+    def is_live(self, numbers: Int64Array) -> npt.NDArray[np.bool_]:
+        """Return whether each row is that of a live label, bool of the shape of `numbers`."""
+        alive: npt.NDArray[np.bool_] = self._alive[numbers]
+        return alive
 
     def snapshot(self, numbers: Int64Array) -> Tensor:
         """Return the rows `numbers`, float32 (n, D), in memory of their own."""
@@ -256,13 +268,25 @@ class Live:
 
     labels: LiveLabels
     index: LiveIndex
-    version: str = ""
+    version: Version | None = None  # None for labels of no bundle
     writes: int = 0
 
     @property
     def name(self) -> str:
         """The version, and its writes: v000002+17."""
-        return f"{self.version}+{self.writes}" if self.writes else self.version
+        version = "" if self.version is None else self.version.name
+        return f"{version}+{self.writes}" if self.writes else version
+
+    @property
+    def recall(self) -> Recall | None:
+        """What the version's training queries say, where it keeps some."""
+        return None if self.version is None else self.version.recall
+
+    def warm(self) -> None:
+        """Bring all that searches to full speed (`LabelIndex.warm`)."""
+        self.index.warm()
+        if self.recall is not None:
+            self.recall.warm()
 
     def change(self, changes: Sequence[Change], writes: int = 0) -> Changed:
         """Make `changes`, one after the other, visible to the next search; of several to one label the last counts.

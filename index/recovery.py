@@ -8,6 +8,7 @@ from dexml import manifest as manifest_of
 from dexml import versions
 from dexml.errors import InputError
 from dexml.label_log import Change, LabelLog
+from dexml.memory import FOLDER, POSITIVES
 from index.store import published_with
 
 
@@ -33,8 +34,9 @@ def recover(path: Path) -> str:
         if not (root / parent).is_dir():
             raise InputError(f"{damage}; {parent}, which it came from, is gone")
         older = manifest_of.read(root / parent)
-        if _encoder(older) != _encoder(manifest):
-            raise InputError(f"{damage}; its encoder is not that of {parent}: go back to it by --activate {parent}")
+        for what in ("encoder", "memory"):
+            if _files(older, what) != _files(manifest, what):
+                raise InputError(f"{damage}; its {what} is not that of {parent}: go back to it by --activate {parent}")
         before = LabelLog(versions.log_of(root / parent), older.dimension, older.sha256).records[:records]
         since = LabelLog(versions.log_of(root / name), manifest.dimension, manifest.sha256).records
         if len(before) < records:
@@ -43,8 +45,11 @@ def recover(path: Path) -> str:
         return published_with(root, root / parent, older, changes, manifest.index)
 
 
-def _encoder(manifest: manifest_of.Manifest) -> dict[str, manifest_of.Entry]:
-    return {name: entry for name, entry in manifest.files.items() if name.startswith("encoder/")}
+def _files(manifest: manifest_of.Manifest, room: str) -> dict[str, manifest_of.Entry]:
+    """Return the files of a room that are passed on from version to version as they are."""
+    return {
+        name: entry for name, entry in manifest.files.items() if name.startswith(f"{room}/") and name != f"{FOLDER}/{POSITIVES}"
+    }
 
 
 def _others(root: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""THE query path: encode → search → rerank. The service and the evaluation both go through it and through nothing else."""
+"""THE query path: encode → search → rerank → recall. Service and evaluation both go through it and through nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,10 @@ from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
-from index.live import LiveIndex, LiveLabels
-from index.rerankers import RERANKERS, Reranker
-from index.store import Store
+from index.diversity import Diversity, diversified
+from index.live import Live, LiveIndex, LiveLabels
+from index.recall import REFERENCE, Reason
+from index.store import Store, version_of
 
 Normalize = Literal["none", "topk", "all", "sigmoid"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
@@ -29,11 +31,15 @@ CANDIDATES = 200  # how many candidates an approximate index is asked for at lea
 class Found:
     """Answers for B queries with the normaliser they were asked with.
 
-    `topk.ids` are rows of `labels`, of which `size` were live in `version`. `topk.log_z` runs over what `normalizer` names:
-    "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per query (B): `tokens`
-    counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many candidates there were, and
-    `known` is False where the model knows no word of the text: its row is 0 then, every label would score the same, and nothing
-    is answered.
+    `topk.ids` are rows of `labels`, of which `size` were live in `version` of `model`. `topk.log_z` runs over what
+    `normalizer` names: "topk" the candidates, "all" every label. `seconds` has the keys encode, retrieve and rescore. Per
+    query (B): `tokens` counts what the text holds, `truncated` says whether a part of it was cut, `rescored` how many
+    candidates there were, `why` has the training queries that speak for each answer (K), where they were asked for, and
+    `known` is False where the model knows no word of the text: its row is 0 then, every label would score the same, and
+    nothing is answered.
+
+    Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
+    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores.
     """
 
     topk: TopK
@@ -43,11 +49,14 @@ class Found:
     labels: LiveLabels | LabelTable
     size: int
     version: str
+    model: str
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     truncated: tuple[bool, ...] = ()
     known: tuple[bool, ...] = ()
     rescored: tuple[int, ...] = ()
+    why: tuple[list[list[Reason]], ...] = ()
+    ranks: Tensor | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
@@ -58,14 +67,22 @@ class Found:
         return self.topk.probabilities(self.temperature)
 
 
+@dataclass(frozen=True)
+class _How:
+    """The keywords of a search."""
+
+    candidates: int | None
+    temperature: float | None
+    normalize: Normalize
+    diversity: Diversity | None
+    why: bool
+
+
 class Retriever:
     """A bundle ready to answer. One thread at a time: the index and the kernels are not made for more."""
 
-    def __init__(self, store: Store, model: DualEncoder, reranker: Reranker) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self.model = model
-        self.reranker = reranker
-        self.temperature = store.bundle.manifest.temperature
         self.kernels = store.live.index.kernels
 
     @staticmethod
@@ -74,15 +91,27 @@ class Retriever:
 
         With `writable`, `store` takes writes, which the next search sees; one process at a time may.
         """
-        store = Store.open(path, index=index, writable=writable)
-        rerank = store.bundle.manifest.rerank
-        reranker = RERANKERS.build(rerank.name, rerank.options, store.live.index.kernels)
-        return Retriever(store, store.bundle.model(), reranker)
+        return Retriever(Store.open(path, index=index, writable=writable))
 
     @property
     def bundle(self) -> Bundle:
         """The current version: what was last published."""
         return self.store.bundle
+
+    @property
+    def model(self) -> DualEncoder:
+        """The model of the current version."""
+        return self.store.version.model
+
+    @property
+    def temperature(self) -> float:
+        """τ of the current version, where a search names none."""
+        return self.bundle.manifest.temperature
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answers are the true top-k."""
+        return self.index.exact
 
     @property
     def index(self) -> LiveIndex:
@@ -101,7 +130,13 @@ class Retriever:
     @property
     def dimension(self) -> int:
         """The width D of the embeddings."""
-        return self.model.dimension
+        return self.bundle.manifest.dimension
+
+    @property
+    def remembered(self) -> int:
+        """How many training queries are kept with their texts, and so can be named as reasons; 0 without."""
+        kept = self.bundle.manifest.memory
+        return kept.queries if kept is not None and kept.texts else 0
 
     def describe(self) -> dict[str, object]:
         """Return what answers, in JSON's terms: model, sizes, index, kernels, temperature."""
@@ -120,6 +155,8 @@ class Retriever:
             "created": manifest.created,
             "dexml": manifest.dexml,
             "examples": list(manifest.examples),
+            "memory": self.remembered,
+            "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
         }
 
     def search(
@@ -130,16 +167,20 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        diversity: Diversity | None = None,
+        why: bool = False,
     ) -> Found:
         """Return the k best labels of each text; see `search_embeddings`. Raises InputError for an empty text."""
         for number, text in enumerate(texts):
             if fault := text_fault(text):
                 raise InputError(f"query {number}: the text {fault.words}")
+        live = self.store.live  # one version's model, rows and temperature from here on, whatever is activated meanwhile
+        model = version_of(live).model
         start = time.perf_counter()
-        queries, tokens = self.model.embed_queries(texts)
+        queries, tokens = model.embed_queries(texts)
         encode = time.perf_counter() - start
-        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
-        limit = self.model.encoder.max_tokens
+        found = _search(live, queries, k, _How(candidates, temperature, normalize, diversity, why))
+        limit = model.encoder.max_tokens
         counts = tuple(int(count) for count in tokens)
         return replace(
             found,
@@ -156,46 +197,77 @@ class Retriever:
         candidates: int | None = None,
         temperature: float | None = None,
         normalize: Normalize = "topk",
+        diversity: Diversity | None = None,
+        why: bool = False,
     ) -> Found:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
-        `candidates` is how many the index is asked for before rescoring (at least k); `temperature` changes probabilities,
-        never the order. With fewer labels than k there are
-        as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0 or an unknown normaliser.
+        `candidates` is how many the index is asked for before rescoring (at least k, and 200 where a memory has a say);
+        `temperature` changes probabilities, never the order; `diversity` changes the order in which the candidates are chosen
+        from, never a probability; `why` asks for the training queries that speak for each answer. With fewer labels than k
+        there are as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser,
+        and for `why` where the bundle keeps no texts of training queries.
         """
-        temperature = self.temperature if temperature is None else temperature
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
-        if not 0 < temperature < math.inf:
-            raise InputError(f"temperature must be above 0, got {temperature}")
-        if normalize not in get_args(Normalize):
-            raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
-        if queries.ndim != 2 or queries.shape[1] != self.dimension:
-            raise InputError(f"embeddings must be (B, {self.dimension}), got {tuple(queries.shape)}")
-        start = time.perf_counter()
-        live = self.store.live
-        with live.index.lock:  # search, rows and normaliser are of one moment
-            k = min(k, len(live.labels))
-            wanted = max(k, min(CANDIDATES if candidates is None else candidates, len(live.labels)))
-            found = live.index.search(queries, wanted, temperature)
-            retrieved = time.perf_counter()
-            topk = self.reranker.rerank(queries, live.index.prepared, found, temperature).first(k)
-            if normalize == "all":
-                topk = TopK(topk.ids, topk.scores, live.index.log_partition(queries, temperature, found))
-            size, version = len(live.labels), live.name
-        known = queries.any(dim=1)
-        if not bool(known.all()):
-            unknown = ~known[:, None]
-            topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z)
-        return Found(
-            topk,
-            normalize,
-            temperature,
-            live.index.exact,
-            live.labels,
-            size,
-            version,
-            {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
-            known=tuple(known.tolist()),
-            rescored=tuple((found.ids >= 0).sum(dim=1).tolist()),
-        )
+        return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why))
+
+
+def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
+    version = version_of(live)
+    manifest = version.bundle.manifest
+    temperature = manifest.temperature if how.temperature is None else how.temperature
+    _check(k, how, temperature, live)
+    if queries.ndim != 2 or queries.shape[1] != manifest.dimension:
+        raise InputError(f"embeddings must be (B, {manifest.dimension}), got {tuple(queries.shape)}")
+    start = time.perf_counter()
+    recall = live.recall if live.recall is not None and live.recall.speaks else None
+    ranks = None
+    with live.index.lock:  # search, rows and normaliser are of one moment
+        k = min(k, len(live.labels))
+        fetched = max(CANDIDATES if how.candidates is None else how.candidates, 0 if recall is None else REFERENCE)
+        found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature)
+        retrieved = time.perf_counter()
+        topk = version.reranker.rerank(queries, live.index.prepared, found, temperature)
+        log_z = live.index.log_partition(queries, temperature, found) if how.normalize == "all" else None
+        if recall is not None:
+            topk, log_z = recall.augment(queries, topk, live.index, temperature, log_z)
+        rescored = (topk.ids >= 0).sum(dim=1)
+        if how.diversity is not None:
+            rows = (live.labels.row(name) for name in how.diversity.hidden)
+            hidden = np.array([row for row in rows if row is not None], dtype=np.int64)
+            topk, ranks = diversified(topk, k, how.diversity, live.index.snapshot, hidden, manifest.temperature)
+        topk = topk.first(k)
+        if log_z is not None:
+            topk = TopK(topk.ids, topk.scores, log_z)
+        size, name = len(live.labels), live.name
+    known = queries.any(dim=1)
+    if not bool(known.all()):
+        unknown = ~known[:, None]
+        topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z)
+    return Found(
+        topk,
+        how.normalize,
+        temperature,
+        live.index.exact,
+        live.labels,
+        size,
+        name,
+        version.bundle.name,
+        {"retrieve": retrieved - start, "rescore": time.perf_counter() - retrieved},
+        known=tuple(known.tolist()),
+        rescored=tuple(rescored.tolist()),
+        why=tuple(live.recall.why(queries, topk.ids)) if how.why and live.recall is not None else (),
+        ranks=ranks,
+    )
+
+
+def _check(k: int, how: _How, temperature: float, live: Live) -> None:
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+    if how.normalize not in get_args(Normalize):
+        raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {how.normalize!r}")
+    if how.diversity is not None and not how.diversity.sigma > 0:
+        raise InputError(f"the σ of diversity must be above 0, got {how.diversity.sigma}")
+    if how.why and (live.recall is None or live.recall.memory.texts is None):
+        raise InputError(f"bundle: {version_of(live).name} keeps no texts of training queries that could say why")

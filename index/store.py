@@ -24,11 +24,13 @@ from dexml.errors import InputError
 from dexml.kernels import Kernels, choose
 from dexml.label_log import Change, LabelLog
 from dexml.manifest import Manifest, Parent, Row
+from dexml.memory import POSITIVES
 from dexml.text import id_fault, text_fault
 from dexml.types import Float32Array
-from index import INDEXES, default_index
+from index import INDEXES, canary, default_index
 from index.base import LabelIndex
 from index.live import Changed, Live, LiveIndex, LiveLabels
+from index.version import Version
 
 MOST = 1000  # changes that one record may hold
 LARGEST_STRAY = 10_000  # rows added and gone from which compaction is due,
@@ -45,15 +47,18 @@ class Written:
     labels: int
 
 
+class Moved(Exception):
+    """Another model answers than the one that made the rows of a write."""
+
+
 class Store:
     """An opened bundle: its current version `bundle`, and the labels as they are now, `live`.
 
     `live` is replaced whole by a compaction: take it once for what belongs together.
     """
 
-    def __init__(self, root: Path, bundle: Bundle, live: Live, records: LabelLog, index: str | None, held: ExitStack) -> None:
+    def __init__(self, root: Path, live: Live, records: LabelLog, index: str | None, held: ExitStack) -> None:
         self.root = root
-        self.bundle = bundle
         self.live = live
         self._log = records
         self._index = index
@@ -84,7 +89,17 @@ class Store:
             live = _live(bundle, index, kernels or choose())
             live.change([change for record in records.records for change in record.changes], len(records.records))
             records.records.clear()
-            return Store(root, bundle, live, records, index, held.pop_all())
+            return Store(root, live, records, index, held.pop_all())
+
+    @property
+    def bundle(self) -> Bundle:
+        """The current version."""
+        return self.version.bundle
+
+    @property
+    def version(self) -> Version:
+        """The current version with its model."""
+        return version_of(self.live)
 
     def close(self) -> None:
         """Let go of the log and the lock, once a compaction that runs has ended."""
@@ -98,9 +113,10 @@ class Store:
         self.close()
 
     def warm(self) -> None:
-        """Bring the index to full speed (`LabelIndex.warm`), and those of all versions to come."""
+        """Load the model, bring the index to full speed (`LabelIndex.warm`), and do so for all versions to come."""
         self._warm = True
-        self.live.index.warm()
+        canary.check(self.live)
+        self.live.warm()
 
     @property
     def sequence(self) -> int:
@@ -108,24 +124,37 @@ class Store:
         return self._log.acknowledged
 
     @property
+    def log_bytes(self) -> int:
+        """How long the current version's log is."""
+        return self._log.bytes
+
+    @property
     def name(self) -> str:
         """The version, and its writes: v000002+17."""
         return self.live.name
 
-    def write(self, changes: Sequence[Change]) -> Written:
+    def write(self, changes: Sequence[Change], made_by: Version | None = None) -> Written:
         """Make at most 1000 changes, all or none; they are on disk, and visible to the next search, when this returns.
 
-        Raises InputError for a change that is no label, OSError when the disk is full: nothing has changed then.
+        `made_by` is the version whose model made rows of them: raises Moved when another model answers by now. Raises
+        InputError for a change that is no label, OSError when the disk is full. Nothing has changed in either case.
         """
         if not 0 < len(changes) <= MOST:
             raise InputError(f"labels: between 1 and {MOST} changes at once are allowed, got {len(changes)}")
-        checked = [_checked(change, self.bundle.manifest.dimension) for change in changes]
         with self._writing:
+            if made_by is not None and made_by.bundle.encoder != self.bundle.encoder:
+                raise Moved
+            checked = [_checked(change, self.bundle.manifest.dimension) for change in changes]
             sequence = self._log.append(checked)
             if self._later is not None:
                 self._later.append(checked)
             changed = self.live.change(checked, sequence)
             return Written(sequence, changed, self.name, len(self.live.labels))
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process is the one that may write."""
+        return self._log.writable
 
     @property
     def due(self) -> bool:
@@ -149,24 +178,50 @@ class Store:
                 self._later = None
 
     def activate(self, name: str) -> str:
-        """Publish a kept version as it was published, without the writes that came later, as the newest; return its name."""
+        """Publish a kept version as it was published, without the writes that came later, as the newest; return its name.
+
+        Where this store is only read, and `name` is what CURRENT names by now, that version is taken over as it stands, and the
+        writes of its log. Searches go on meanwhile. Raises InputError where the version is damaged, does not answer as it did
+        when it was published (`index.canary`), or another process is writing; everything is as before then.
+        """
         with self._compacting:
-            return self._go_on_from(_again(self.root, name), catch_up=False)
+            if self.writable:
+                return self._go_on_from(_again(self.root, name), catch_up=False)
+            if not versions.names_current(self.root, name):
+                activate(self.root, name)
+            return self._take_over()
+
+    def _take_over(self) -> str:
+        """Go on from what CURRENT names, as a reader."""
+        bundle = Bundle.open(self.root)
+        live = self._prepared(bundle)
+        records = LabelLog(versions.log_of(bundle.root), bundle.manifest.dimension, bundle.manifest.sha256)
+        live.change([change for record in records.records for change in record.changes], len(records.records))
+        records.records.clear()
+        self._held.callback(records.close)
+        self.live, self._log = live, records
+        return bundle.root.name
+
+    def _prepared(self, bundle: Bundle) -> Live:
+        """Return a version's labels as they were published, checked, at the speed of those that it follows."""
+        live = _live(bundle, self._index, self.live.index.kernels, self.version)
+        if self._warm:
+            canary.check(live)
+            live.warm()
+        return live
 
     def _go_on_from(self, fill: Callable[[Path], Manifest], *, catch_up: bool) -> str:
         """Publish a version and take it over; with `catch_up`, so do the writes that came in since `_later` was begun."""
-        taken: tuple[Bundle, Live, LabelLog] | None = None
+        taken: tuple[Live, LabelLog] | None = None
         with ExitStack() as writers:
 
             def ready(folder: Path, manifest: Manifest) -> None:
                 nonlocal taken
                 bundle = Bundle.read(folder, manifest)
-                live = _live(bundle, self._index, self.live.index.kernels)
-                if self._warm:
-                    live.index.warm()
+                live = self._prepared(bundle)
                 writers.enter_context(self._writing)  # from here to the switch no write gets in
                 records = LabelLog(versions.log_of(folder), manifest.dimension, manifest.sha256, writable=True)
-                taken = bundle, live, records
+                taken = live, records
                 for changes in (self._later or ()) if catch_up else ():
                     live.change(changes, records.append(changes))
 
@@ -175,12 +230,12 @@ class Store:
                     versions.publish(self.root, fill, ready)
             finally:
                 # Whatever happened: what CURRENT names is what writes must go to.
-                if taken is not None and versions.names_current(self.root, taken[0].root.name):
+                if taken is not None and versions.names_current(self.root, version_of(taken[0]).name):
                     self._log.close()
-                    self.bundle, self.live, self._log = taken
+                    self.live, self._log = taken
                     self._held.callback(self._log.close)
                 elif taken is not None:
-                    taken[2].close()
+                    taken[1].close()
         return self.bundle.root.name
 
 
@@ -227,13 +282,17 @@ def _compacted(old: Bundle, live: Live, sequence: int, other: Row | None) -> Cal
 
     def fill(folder: Path) -> Manifest:
         embeddings = live.index.snapshot(rows)
-        bundle_of.copy(old.root, folder, leave=("index", bundle_of.LABELS, bundle_of.EMBEDDINGS))
+        leave = ("index", bundle_of.LABELS, bundle_of.EMBEDDINGS, POSITIVES, canary.FILE)
+        bundle_of.copy(old.root, folder, leave=leave)
         bundle_of.write_labels(folder, ids, texts, counts, embeddings)
+        if old.memory is not None:
+            old.memory.renumbered(rows).write_positives(folder)
         (folder / "index").mkdir()
         if len(embeddings):
             index = INDEXES.build(row.name, row.options)
             index.build(embeddings)
             index.save(folder / "index")
+        canary.renew(old.root, folder, ids, embeddings)
         facts = {"dexml": __version__, "created": bundle_of.now(), "labels": len(ids)}
         return old.manifest.model_copy(
             update={**facts, "index": row, "parent": Parent(version=old.root.name, records=sequence)}
@@ -242,7 +301,13 @@ def _compacted(old: Bundle, live: Live, sequence: int, other: Row | None) -> Cal
     return fill
 
 
-def _live(bundle: Bundle, index: str | None, kernels: Kernels) -> Live:
+def version_of(live: Live) -> Version:
+    """Return the version of labels that belong to a bundle, as all of a store do."""
+    assert live.version is not None, "labels of no bundle"
+    return live.version
+
+
+def _live(bundle: Bundle, index: str | None, kernels: Kernels, before: Version | None = None) -> Live:
     """Return the labels of a version behind its index, or behind the one named."""
     kept = bundle.manifest.index
     name = index or kept.name
@@ -256,7 +321,7 @@ def _live(bundle: Bundle, index: str | None, kernels: Kernels) -> Live:
     else:
         chosen = None
     labels = LiveLabels(bundle.labels, bundle.train_counts)
-    return Live(labels, LiveIndex(chosen, bundle.embeddings, kernels), bundle.root.name)
+    return Live(labels, LiveIndex(chosen, bundle.embeddings, kernels), Version(bundle, kernels, before))
 
 
 def _checked(change: Change, dimension: int) -> Change:

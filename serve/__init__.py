@@ -12,18 +12,25 @@ if TYPE_CHECKING:  # the command line imports this package for `--help`: nothing
     from serve.settings import Settings
 
 
-def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever] | None = None) -> Flask:
+def create_app(
+    settings: Settings,
+    retriever: Retriever | Callable[[], Retriever] | None = None,
+    on_fault: Callable[[], None] | None = None,
+) -> Flask:
     """Return the WSGI application; its worker thread opens the retriever, or the bundle of `settings`, and answers.
 
     The application answers `/livez` at once and everything else with 503 until the thread has loaded. Make it after any
-    fork: threads and CUDA do not survive one. `app.extensions["dexml"].worker.stop()` ends it.
+    fork: threads and CUDA do not survive one. `app.extensions["dexml"].worker.stop()` ends it. `on_fault` is called, in
+    another thread, when the worker thread has died or hangs: `/livez` says 503 then, and only a new application helps.
     """
     from flask_openapi3.models.info import Info
     from flask_openapi3.openapi import OpenAPI
 
     from dexml import __version__
-    from serve import api, errors, labels_api, probes
+    from serve import api, errors, indexes_api, labels_api, logs, metrics, probes
+    from serve.keys import Keys
     from serve.shedding import Shedding
+    from serve.watchdog import Watchdog
     from serve.worker import Worker
 
     def open_retriever() -> Retriever:
@@ -44,15 +51,26 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     app.url_map.merge_slashes = False  # `//v1/search` is not a path of ours, and a redirect would be HTML
     app.config.update(SEND_FILE_MAX_AGE_DEFAULT=0)
     opener = open_retriever if retriever is None else retriever if callable(retriever) else lambda: retriever
-    worker = Worker(opener, settings)
-    app.extensions["dexml"] = api.Service(settings, worker)
+    counted = metrics.Metrics()
+    worker = Worker(opener, settings, counted)
+    counted.watch(worker)
+    keys = None if settings.keys is None else Keys(settings.keys)
+    app.extensions["dexml"] = api.Service(settings, worker, keys, counted)
     errors.install(app)
+    metrics.install(app, counted)  # before `api`: what runs after a request runs in the opposite order
+    logs.install(app)
     api.install(app)
     app.register_api(api.api)
     app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
-    app.wsgi_app = Shedding(app.wsgi_app, worker)  # type: ignore[method-assign]
+    app.register_api(indexes_api.indexes_api)
+    if settings.otel is not None:
+        from serve import tracing
+
+        tracing.install(app, tracing.provider(settings.otel))
+    app.wsgi_app = Shedding(app.wsgi_app, worker, counted)  # type: ignore[method-assign]
     worker.start()
+    Watchdog(worker, settings.watchdog_s, on_fault).start()
     return app
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from index.diversity import Diversity
 from index.retriever import Found
 from serve.errors import Fault, Problem
 from serve.schemas import SearchRequest
@@ -23,6 +24,10 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
         raise Problem("not_found", f"the version being served is {served}")
     if request.exact and not serving.exact:
         raise Problem("exact_unavailable", faults=[Fault("/exact", "exact_unavailable", "must be false for this index")])
+    why = "why" in request.include
+    if why and not serving.retriever.remembered:
+        message = 'must not hold "why": this bundle keeps no training queries that may be shown'
+        raise Problem("why_unavailable", faults=[Fault("/include", "why_unavailable", message)])
     limit = request.candidates or settings.max_candidates
     k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.store.live.labels))
     return Ask(
@@ -32,7 +37,21 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
         request.candidates,
         request.temperature,
         request.normalize,
+        diversity_of(request),
+        why,
     )
+
+
+def diversity_of(request: SearchRequest) -> Diversity | None:
+    """Return what is diversified by: labels that a client is not to see must push none away that it sees."""
+    if request.diversity is None:
+        return None
+    return Diversity(request.diversity, frozenset(request.exclude_ids), floor_of(request))
+
+
+def floor_of(request: SearchRequest) -> float:
+    """Return the least score of an answer."""
+    return -math.inf if request.min_score is None else request.min_score
 
 
 def unit_rows(rows: Sequence[Sequence[float]], dimension: int) -> Tensor:
@@ -62,7 +81,8 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
     chances = None if probabilities is None else probabilities.tolist()
     ids, scores = found.topk.ids.tolist(), found.topk.scores.tolist()
     excluded = set(request.exclude_ids)
-    floor = -math.inf if request.min_score is None else request.min_score
+    ranks = None if found.ranks is None else found.ranks.tolist()
+    floor = floor_of(request)
     names, texts = found.labels.ids, found.labels.texts
     results = []
     for row, (numbers, values) in enumerate(zip(ids, scores, strict=True)):
@@ -76,8 +96,10 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
                 {
                     "id": names[number],
                     "score": round(score, 7),
+                    "rank_score": None if ranks is None else finite(ranks[row][place]),
                     "probability": None if chances is None else finite(chances[row][place]),
                     "text": texts[number] if wants_text else None,
+                    "why": reasons_of(found, row, place),
                 }
             )
         results.append(
@@ -92,6 +114,13 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
             }
         )
     return results
+
+
+def reasons_of(found: Found, row: int, place: int) -> list[dict[str, Any]] | None:
+    """Return the training queries that speak for a label, the nearest first; None where they were not asked for."""
+    if not found.why:
+        return None
+    return [{"text": text, "similarity": round(cosine, 7)} for text, cosine in found.why[row][place]]
 
 
 def normalizer_of(found: Found, row: int) -> dict[str, Any]:

@@ -20,7 +20,10 @@ from dexml import __version__
 from serve.answers import ask_of, results_of
 from serve.body import read_json
 from serve.errors import Problem, from_validation
+from serve.guard import check
 from serve.hosts import is_allowed
+from serve.keys import Keys
+from serve.metrics import Metrics
 from serve.schemas import Info, SearchRequest, SearchResponse
 from serve.settings import Settings
 from serve.worker import Worker
@@ -36,17 +39,19 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-REFUSALS = (400, 404, 405, 413, 415, 421, 422, 429, 500, 503, 504)
+REFUSALS = (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes share: the limits and the owner of the model."""
+    """What the routes share: the limits, the owner of the model, the keys, and what is counted."""
 
     settings: Settings
     worker: Worker
+    keys: Keys | None
+    metrics: Metrics
 
 
 def service() -> Service:
@@ -62,18 +67,20 @@ def request_id_of(given: str) -> str:
 
 
 def reads_json(view: Callable[..., Response]) -> Callable[..., Response]:
-    """Give `view` its `body`, read by our own loader and checked against the model it is annotated with."""
-    model: type[BaseModel] = get_type_hints(view)["body"]
+    """Give `view` its `body`, read by our own loader and checked against the model it is annotated with, and its `path`."""
+    hints = get_type_hints(view)
+    model: type[BaseModel] = hints["body"]
+    of_path: type[BaseModel] | None = hints.get("path")
 
     @wraps(view)
-    def read(**parameters: Any) -> Response:
+    def read(**names: Any) -> Response:
         settings = service().settings
         document = read_json(request, settings)
         try:
             body = model.model_validate(document, context={"settings": settings})
         except ValidationError as error:
             raise from_validation(error) from None
-        return view(body=body, **parameters)
+        return view(body=body) if of_path is None else view(body=body, path=of_path(**names))
 
     read.__delay_validate_request__ = True  # type: ignore[attr-defined]  # flask-openapi3 documents, we validate
     return read
@@ -104,9 +111,10 @@ def search(body: SearchRequest) -> Response:
     """Return the top labels with scores and probabilities; the normaliser says what the probabilities sum over."""
     worker, settings = service().worker, service().settings
     ask = ask_of(body, worker.check_ready(), settings)
-    ticket = worker.answer(ask, g.received + (body.timeout_ms or settings.deadline_ms) / 1000)
-    assert ticket.found is not None and ticket.serving is not None
-    serving, found = ticket.serving, ticket.found
+    g.ticket = ticket = worker.answer(ask, g.received + (body.timeout_ms or settings.deadline_ms) / 1000)
+    answered = time.monotonic()
+    assert ticket.found is not None
+    found = ticket.found
     results = results_of(body, found)
     timing = {"queue": ticket.started - ticket.submitted}
     timing |= {stage: found.seconds.get(stage, 0.0) for stage in ("encode", "retrieve", "rescore")}
@@ -115,7 +123,7 @@ def search(body: SearchRequest) -> Response:
     tokens = sum(found.tokens)
     document = {
         "id": g.request_id,
-        "model": serving.model,
+        "model": found.model,
         "index_version": found.version,
         "results": results,
         "shards": {"total": 1, "ok": 1, "failed": 0},
@@ -123,31 +131,42 @@ def search(body: SearchRequest) -> Response:
         "timing_ms": timing_ms,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return answer(document, {"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timing_ms.items())})
+    response = answer(document, {"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in timing_ms.items())})
+    service().metrics.staged("serialize", time.monotonic() - answered)
+    return response
 
 
 @api.get(
     "/v1/info",
     summary="What is being served",
     tags=[Tag(name="search")],
-    responses={200: Info, **refusals(405, 421, 422, 500, 503)},
+    responses={200: Info, **refusals(401, 403, 405, 421, 422, 500, 503)},
 )
 def info() -> Response:
     """Return the model, the index, the choices made for this machine, and the limits."""
     serving = service().worker.check_ready()
+    about = serving.info
     document = {
         "name": "dexml",
         "version": __version__,
-        "model": serving.model,
+        "model": about["model"],
         "index_version": serving.store.name,
         "labels": len(serving.store.live.labels),
         "dimension": serving.dimension,
         "exact": serving.exact,
-        "examples": serving.info.get("examples", []),
+        "examples": about.get("examples", []),
+        "writes": _writes(service()),
+        "keys": service().keys is not None and not service().settings.anonymous_read,
         "limits": service().settings.limits(),
-        "bundle": serving.info,
+        "bundle": about,
     }
     return answer(document)
+
+
+def _writes(of: Service) -> str:
+    if not of.settings.writable:
+        return "off"
+    return "open" if of.keys is None else "key"
 
 
 @api.get("/openapi.json", doc_ui=False)
@@ -173,6 +192,7 @@ def install(app: Flask) -> None:
         if host is not None and not is_allowed(host, settings.host, settings.allowed_hosts):
             detail = "the Host header names another machine; --allow-host NAME at the start of the service allows it"
             raise Problem("forbidden_host", detail)
+        check(service().keys, anonymous_read=settings.anonymous_read)
 
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id

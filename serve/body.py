@@ -16,6 +16,7 @@ from flask import Request
 from gunicorn.http.errors import ParseException
 
 from serve.errors import Problem
+from serve.intake import Stalled
 from serve.settings import Settings
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
@@ -43,6 +44,8 @@ def read_bytes(request: Request, limit: int) -> bytes:
         while left > 0 and (part := stream.read(left)):
             parts.append(part)
             left -= len(part)
+    except Stalled:
+        raise Problem("request_timeout", "the body did not arrive in time") from None
     except (OSError, ParseException):
         raise Problem("malformed_json", "the body ended before it was complete") from None
     if left == 0:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from serve.hosts import check_allowed, is_loopback, shown
+from serve.hosts import check_allowed
+
+ADMIN_PORT = 9090
+WATCHDOG = "At one batch for longer, the process counts as stuck and starts anew."
 
 
 def host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -35,8 +39,35 @@ def host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
     "for other hosts than localhost, 127.0.0.0/8 and [::1] get 421.",
 )
 @click.option(
-    "--writable", is_flag=True, help="Take labels to add, replace and delete (POST, DELETE /v1/labels); on loopback only."
+    "--writable",
+    is_flag=True,
+    help="Take labels to add, replace and delete (POST, DELETE /v1/labels); without --keys on loopback only.",
 )
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Ask for keys, those of FILE (`dexml keys add`): needed on other than loopback addresses.",
+)
+@click.option("--anonymous-read", is_flag=True, help="With --keys: searching needs none; changing labels and versions does.")
+@click.option("--admin-host", default="127.0.0.1", show_default=True, help="The address of probes and metrics; asks no key.")
+@click.option(
+    "--admin-port",
+    type=click.IntRange(0, 65535),
+    show_default=str(ADMIN_PORT),
+    help="The port of /livez, /readyz and /metrics, on threads of their own; 0 picks a free one.",
+)
+@click.option("--no-admin", is_flag=True, help="Answer probes and /metrics on the public port alone.")
+@click.option("--watchdog-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help=WATCHDOG)
+@click.option("--log-format", default="text", show_default=True, type=click.Choice(["text", "json"]))
+@click.option(
+    "--log-level",
+    default="warning",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="info: a line for each request, without its texts; debug: for probes too.",
+)
+@click.option("--otel", metavar="URL", help="Send traces to this OpenTelemetry endpoint (OTLP over HTTP, extra `otel`).")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses without any keys.")
 def command(
     bundle: Path,
@@ -47,26 +78,23 @@ def command(
     deadline_ms: int,
     allowed_hosts: tuple[str, ...],
     writable: bool,
+    keys: Path | None,
+    anonymous_read: bool,
+    admin_host: str,
+    admin_port: int | None,
+    no_admin: bool,
+    watchdog_s: float,
+    log_format: Literal["text", "json"],
+    log_level: Literal["debug", "info", "warning", "error"],
+    otel: str | None,
     insecure: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: POST /v1/search, a search page at /, the API's description at /openapi.json.
 
     Try it:  curl http://127.0.0.1:8080/v1/search -H 'Content-Type: application/json' -d '{"queries": ["sort an array"]}'
     """
-    from dexml import versions
     from dexml.errors import InputError
-
-    if not __debug__:
-        raise InputError("serve: run python without -O; it removes checks that FAISS relies on")
-    if not insecure and not is_loopback(host):
-        raise InputError(
-            f"--host {shown(host)}: everybody who reaches it could ask, and there are no keys yet; "
-            "use 127.0.0.1 behind a proxy, or --insecure"
-        )
-    if writable and not is_loopback(host):
-        raise InputError(f"--writable: everybody who reaches {shown(host)} could write, and there are no keys yet")
-    versions.current(versions.root_of(bundle))  # before an address is taken; the worker opens and checks it after the fork
-    from serve import wsgi
+    from serve import policy, wsgi
     from serve.settings import Settings
 
     settings = Settings(
@@ -75,8 +103,25 @@ def command(
         port=port,
         allowed_hosts=allowed_hosts,
         writable=writable,
+        keys=keys,
+        anonymous_read=anonymous_read,
         threads=threads,
         max_inflight=max_inflight,
         deadline_ms=deadline_ms,
+        admin_host=admin_host,
+        admin_port=None if no_admin else ADMIN_PORT if admin_port is None else admin_port,
+        watchdog_s=watchdog_s,
+        log_format=log_format,
+        log_level=log_level,
+        otel=otel,
     )
-    sys.exit(wsgi.run(settings, wsgi.listen(settings)))
+    policy.check(settings, insecure=insecure)
+    listener = wsgi.listen(settings)
+    admin = None
+    try:
+        admin = None if no_admin else wsgi.listen_admin(settings)
+    except InputError as error:
+        if admin_port is not None:
+            raise InputError(f"--admin-port: {error}") from None
+        click.echo(f"dexml: {error}; probes and metrics on the public port alone (--admin-port N picks another)", err=True)
+    sys.exit(wsgi.run(settings, listener, admin=admin))

@@ -25,10 +25,13 @@ CODES: Mapping[str, tuple[int, str]] = {
     "too_deep": (400, "The JSON is nested too deeply"),
     "number_too_long": (400, "An integer has too many digits"),
     "bad_request": (400, "The request cannot be read"),
+    "unauthenticated": (401, "A key is needed"),
     "forbidden": (403, "This is not allowed here"),
     "not_found": (404, "Nothing is here"),
     "method_not_allowed": (405, "The method is not allowed here"),
-    "conflict": (409, "Something is there already"),
+    "request_timeout": (408, "The request did not arrive in time"),
+    "conflict": (409, "It contradicts what is there"),
+    "version_unusable": (409, "The version cannot answer"),
     "batch_too_large": (413, "Too many queries or labels in one request"),
     "body_too_large": (413, "The body is too large"),
     "uri_too_long": (414, "The request line is too long"),
@@ -42,10 +45,12 @@ CODES: Mapping[str, tuple[int, str]] = {
     "top_k_out_of_range": (422, "top_k is out of range"),
     "candidates_out_of_range": (422, "candidates is out of range"),
     "temperature_out_of_range": (422, "temperature is out of range"),
+    "diversity_out_of_range": (422, "diversity is out of range"),
     "timeout_out_of_range": (422, "timeout_ms is out of range"),
     "dimension_mismatch": (422, "An embedding has the wrong dimension"),
     "zero_vector": (422, "An embedding has no direction"),
     "exact_unavailable": (422, "This index answers approximately"),
+    "why_unavailable": (422, "No training queries are kept here"),
     "headers_too_large": (431, "The header fields are too large"),
     "overloaded": (429, "Too many requests at once"),
     "internal": (500, "Something went wrong on our side"),
@@ -139,6 +144,8 @@ def kind(status: int) -> str:
     """Return the OpenAI error type of a status."""
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return "rate_limit_error"
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return "authentication_error" if status == HTTPStatus.UNAUTHORIZED else "permission_error"
     return "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
 
 
@@ -162,7 +169,8 @@ def body_of(problem: Problem, instance: str, request_id: str) -> dict[str, Any]:
 
 
 def respond(problem: Problem) -> Response:
-    """Return the HTTP answer of a problem."""
+    """Return the HTTP answer of a problem, and leave its code in `g` for those who count."""
+    g.problem = problem.code
     body = json.dumps(body_of(problem, request.path, g.get("request_id", "")))
     return Response(body, problem.status, problem.headers, content_type="application/problem+json")
 

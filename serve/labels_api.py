@@ -68,7 +68,7 @@ def get_label(path: LabelPath) -> Response:
     "/v1/labels",
     summary="Add or replace labels",
     tags=[TAG],
-    responses={200: WriteResponse, **refusals(*REFUSALS, 403, 409, 507)},
+    responses={200: WriteResponse, **refusals(*REFUSALS, 409, 507)},
 )
 @reads_json
 def upsert(body: UpsertRequest) -> Response:
@@ -81,7 +81,7 @@ def upsert(body: UpsertRequest) -> Response:
 
 
 @labels_api.post(
-    "/v1/labels/delete", summary="Delete labels", tags=[TAG], responses={200: WriteResponse, **refusals(*REFUSALS, 403, 507)}
+    "/v1/labels/delete", summary="Delete labels", tags=[TAG], responses={200: WriteResponse, **refusals(*REFUSALS, 507)}
 )
 @reads_json
 def delete_many(body: DeleteRequest) -> Response:
@@ -94,7 +94,7 @@ def delete_many(body: DeleteRequest) -> Response:
     "/v1/labels/<path:label_id>",
     summary="Delete a label",
     tags=[TAG],
-    responses={200: WriteResponse, **refusals(*REFUSALS, 403, 507)},
+    responses={200: WriteResponse, **refusals(*REFUSALS, 507)},
 )
 def delete_one(path: LabelPath) -> Response:
     """Delete the label with that id; 404 when there is none."""
@@ -123,7 +123,7 @@ def _new(label: NewLabel, place: int, dimension: int) -> tuple[str, str | None, 
 
 def _written(edit: Edit) -> Response:
     settings = service().settings
-    ticket = service().worker.answer(edit, g.received + settings.max_deadline_ms / 1000)
+    g.ticket = ticket = service().worker.answer(edit, g.received + settings.max_deadline_ms / 1000)
     written = ticket.written
     assert written is not None
     changed = written.changed

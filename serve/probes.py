@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flask import Response
+from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
+from serve.admin import check_alive
 from serve.api import answer, refusals, service
-from serve.errors import Problem
 from serve.schemas import Health
 
 probes = APIBlueprint("probes", __name__)
@@ -17,8 +17,7 @@ probes = APIBlueprint("probes", __name__)
 @probes.get("/v2/health/live", endpoint="v2_live", doc_ui=False)
 def livez() -> Response:
     """Return 200 while the owner of the model lives, 503 when nothing will ever be answered."""
-    if not service().worker.alive:
-        raise Problem("not_ready", "the thread that owns the model has ended")
+    check_alive(service().worker)
     return answer({"status": "alive"})
 
 
@@ -29,3 +28,10 @@ def readyz() -> Response:
     """Return 200 when searches will be answered, 503 while loading or draining."""
     service().worker.check_ready()
     return answer({"status": "ready"})
+
+
+@probes.get("/metrics", endpoint="metrics", doc_ui=False)
+def metrics() -> Response:
+    """Return the admin listener's metrics, for services that have no such listener or whose port cannot be reached."""
+    page, content_type = service().metrics.page(request.headers.get("Accept", ""))
+    return Response(page, 200, content_type=content_type)

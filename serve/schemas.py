@@ -71,10 +71,20 @@ class SearchRequest(BaseModel):
             "no other label's probability."
         ),
     ] = "topk"
+    diversity: Annotated[
+        float | None,
+        Field(
+            description="σ of Soft-NMS, 0.001 to 1000: a label's probability, at the model's own τ, decays by e^{−sim²/σ} for "
+            "each label above it, sim being the cosine of the two where that is positive. Smaller is stronger, null is off. "
+            "It changes the order of the candidates (at most 512), and so which of them are the top_k, but no score and no "
+            "probability, and removes none."
+        ),
+    ] = None
     min_score: Annotated[float | None, Field(description="Leave out labels that score below.")] = None
     exclude_ids: Annotated[list[LabelId], Field(description="Labels to leave out; unknown ids are ignored.")] = []
     include: Annotated[
-        list[Literal["text", "probability"]], Field(description="Fields that are filled; the others are null.")
+        list[Literal["text", "probability", "why"]],
+        Field(description="Fields that are filled; the others are null. 422 for why where no training queries are kept."),
     ] = ["text", "probability"]
     truncate: Annotated[bool, Field(description="Read the start of a text too long for the model, or refuse it.")] = True
     timeout_ms: Annotated[int | None, Field(description="Deadline, 1 to 30000; null takes the server's.")] = None
@@ -118,20 +128,24 @@ class SearchRequest(BaseModel):
             )
         return value
 
-    @field_validator("temperature")
+    @field_validator("temperature", "diversity")
     @classmethod
     def _positive(cls, value: float | None, info: ValidationInfo) -> float | None:
-        low, high = limits(info).min_temperature, limits(info).max_temperature
+        bounds = limits(info)
+        low, high = {
+            "temperature": (bounds.min_temperature, bounds.max_temperature),
+            "diversity": (bounds.min_diversity, bounds.max_diversity),
+        }[str(info.field_name)]
         if value is not None and not low <= value <= high:
             raise PydanticCustomError(
-                "temperature_out_of_range",
+                "temperature_out_of_range" if info.field_name == "temperature" else "diversity_out_of_range",
                 "must be between {low} and {high}, got {value}",
                 {"low": low, "high": high, "value": value},
             )
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> SearchRequest:
+    def _consistent(self, info: ValidationInfo) -> SearchRequest:
         if (self.queries is None) == (self.embeddings is None):
             raise PydanticCustomError("schema", "give exactly one of queries and embeddings")
         if self.candidates is not None and self.candidates < self.top_k:
@@ -140,16 +154,40 @@ class SearchRequest(BaseModel):
                 "candidates must be at least top_k = {top_k}, got {candidates}",
                 {"top_k": self.top_k, "candidates": self.candidates},
             )
+        most, wanted = limits(info).max_diversified, self.candidates or self.top_k + len(set(self.exclude_ids))
+        if self.diversity is not None and wanted > most:
+            raise PydanticCustomError(
+                "candidates_out_of_range",
+                "with diversity, candidates (or else top_k and exclude_ids together) must be at most {most}, got {wanted}",
+                {"most": most, "wanted": wanted},
+            )
         return self
 
 
+class Reason(BaseModel):
+    """A training query that has the label, and its cosine with the query."""
+
+    text: str
+    similarity: float
+
+
 class Answer(BaseModel):
-    """One label of an answer; `probability` and `text` are null when not asked for or not defined."""
+    """One label of an answer; `probability`, `text` and `why` are null when not asked for or not defined.
+
+    `score` is the cosine of query and label. In a bundle that hears its training queries (`memory` of /v1/info), a label that
+    the nearest of them have scores higher than its cosine: as high as a label without them would have to, to be as probable.
+
+    `rank_score` is what diverse answers are in the order of: the score less what likeness to the labels above took; else null.
+    """
 
     id: str
     score: float
+    rank_score: float | None
     probability: float | None
     text: str | None
+    why: Annotated[
+        list[Reason] | None, Field(description="The nearest training queries that have this label, at most three.")
+    ] = None
 
 
 class Normalizer(BaseModel):
@@ -164,7 +202,7 @@ class Normalizer(BaseModel):
 
 
 class Result(BaseModel):
-    """The answers for one query, by descending score, equal scores in the order of the label table."""
+    """The answers for one query, by descending score (diverse: `rank_score`), equal ones in the order of the label table."""
 
     query_index: int
     returned: int
@@ -226,6 +264,8 @@ class Info(BaseModel):
     dimension: int
     exact: bool
     examples: list[str]
+    writes: Annotated[Literal["open", "key", "off"], Field(description="Whether labels may be changed, and whether by a key.")]
+    keys: Annotated[bool, Field(description="Whether searching needs a key.")]
     limits: dict[str, float]
     bundle: dict[str, Any]
 

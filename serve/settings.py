@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serve.hosts import check_allowed
+from serve.logs import LogFormat, LogLevel
 
 
 class Settings(BaseModel):
@@ -22,6 +23,8 @@ class Settings(BaseModel):
     # answers to any name.
     allowed_hosts: tuple[Annotated[str, AfterValidator(check_allowed)], ...] = ()
     writable: bool = False  # take labels to add and to delete
+    keys: Path | None = None  # who may do what (serve.keys); None: whoever reaches the address may do everything that is on
+    anonymous_read: bool = False  # with keys: searching needs none
     threads: int | None = Field(default=None, ge=1, le=4096)  # None: max_inflight + 32, so that 429 and probes get a thread
 
     max_body_bytes: int = Field(default=2_000_000, ge=1)
@@ -33,6 +36,9 @@ class Settings(BaseModel):
     max_candidates: int = Field(default=2048, ge=1)
     min_temperature: float = Field(default=1e-4, gt=0)  # e^{1/τ} must stay inside float32's exponents once shifted
     max_temperature: float = Field(default=100.0, gt=0)
+    min_diversity: float = Field(default=1e-3, gt=0)
+    max_diversity: float = Field(default=1e3, gt=0)
+    max_diversified: int = Field(default=512, ge=1)  # candidates of a diverse answer, whose every pair is compared
     max_labels: int = Field(default=1000, ge=1, le=1000)  # of one write; what a record of the log may hold
     max_excluded: int = Field(default=1000, ge=0)
 
@@ -42,6 +48,14 @@ class Settings(BaseModel):
     deadline_ms: int = Field(default=2000, ge=1)
     max_deadline_ms: int = Field(default=30_000, ge=1)
     drain_s: int = Field(default=30, ge=1)
+    client_timeout_s: float = Field(default=10.0, gt=0)  # for a whole request to arrive; later gets 408
+
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = Field(default=None, ge=0, le=65535)  # None: no admin listener
+    watchdog_s: float = Field(default=30.0, gt=0)  # at one batch for longer: stuck
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "warning"
+    otel: str | None = Field(default=None, pattern="^https?://")  # the OTLP endpoint that traces are sent to
 
     @property
     def pool(self) -> int:
@@ -56,6 +70,7 @@ class Settings(BaseModel):
             "text_chars": self.max_text_chars,
             "top_k": self.max_top_k,
             "candidates": self.max_candidates,
+            "diversified": self.max_diversified,
             "exclude_ids": self.max_excluded,
             "labels": self.max_labels,
             "inflight": self.max_inflight,

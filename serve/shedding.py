@@ -13,6 +13,7 @@ from typing import Any
 
 from serve.api import SECURITY_HEADERS, request_id_of
 from serve.errors import body_of
+from serve.metrics import Metrics
 from serve.worker import Worker
 
 # The work that goes through the queue; all else answers as always.
@@ -24,9 +25,10 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class Shedding:
     """A WSGI application that refuses what there is no room for, and hands on everything else to another."""
 
-    def __init__(self, inner: Application, worker: Worker) -> None:
+    def __init__(self, inner: Application, worker: Worker, metrics: Metrics) -> None:
         self._inner = inner
         self._worker = worker
+        self._metrics = metrics
         self._headers = [*SECURITY_HEADERS.items(), ("Cache-Control", "no-store")]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -46,5 +48,7 @@ class Shedding:
             *problem.headers.items(),
             *self._headers,
         ]
+        self._metrics.answered(path, "POST", problem.status)
+        self._metrics.rejected(problem.code)
         start_response(f"{problem.status} Too Many Requests", headers)
         return [body]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dexml.types import Float32Array
+from index.diversity import Diversity
 from index.retriever import Found, Normalize, Retriever
 from index.store import Store, Written
 from serve.errors import Problem
@@ -16,14 +17,29 @@ from serve.errors import Problem
 
 @dataclass(frozen=True, eq=False)
 class Serving:
-    """What answers requests, whole and immutable: a request takes the reference once."""
+    """What answers requests. Versions may change behind it: an answer says itself which one gave it (`Found`)."""
 
     retriever: Retriever
-    store: Store
-    dimension: int
-    info: dict[str, Any]
-    model: str
-    exact: bool  # whether the index sees every label
+
+    @property
+    def store(self) -> Store:
+        """The labels, and who may change them."""
+        return self.retriever.store
+
+    @property
+    def dimension(self) -> int:
+        """The width D of the embeddings of the current version."""
+        return self.retriever.dimension
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the current version says of itself."""
+        return self.retriever.describe()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the index sees every label."""
+        return self.retriever.exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +52,8 @@ class Ask:
     candidates: int | None = None
     temperature: float | None = None
     normalize: Normalize = "topk"
+    diversity: Diversity | None = None
+    why: bool = False
 
     def __len__(self) -> int:
         return len(self.texts) if self.embeddings is None else len(self.embeddings)
@@ -43,7 +61,7 @@ class Ask:
     @property
     def group(self) -> tuple[object, ...]:
         """Return what two requests must share to travel together; k too, lest an answer depend on its neighbours."""
-        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize)
+        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize, self.diversity, self.why)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,36 +16,40 @@ from dataclasses import replace
 
 import torch
 
-from dexml.label_log import Change
 from index.retriever import Found, Normalize, Retriever
-from index.store import Store
-from serve.errors import Fault, Problem
+from serve import edits
+from serve.errors import Problem
+from serve.observer import Observer
 from serve.settings import Settings
 from serve.tickets import Ask, Edit, Serving, Ticket
+from serve.upkeep import Upkeep
 
 log = logging.getLogger("dexml.serve")
 
-UNKNOWN = "holds no word that the model knows; give an embedding"
+ENDED = "the thread that owns the model has ended"
 
 
 class Worker:
     """The thread that owns the model, and the bounded queue in front of it."""
 
-    def __init__(self, open_retriever: Callable[[], Retriever], settings: Settings) -> None:
+    def __init__(self, open_retriever: Callable[[], Retriever], settings: Settings, observer: Observer | None = None) -> None:
         self._open = open_retriever
         self._settings = settings
+        self._observer = observer or Observer()
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
+        self._running: list[Ticket] = []
         self._inflight = 0  # queued and running
+        self._batch_since: float | None = None  # when the thread began its batch (monotonic seconds)
         self._stopping = False
         self._crowded = False  # the last batch held several requests, so a short wait may gather several again
         self._request_s = 0.01  # running mean of seconds per request, for Retry-After
         self._loaded = threading.Event()
-        self._compacting: threading.Thread | None = None
+        self.upkeep = Upkeep(self._observer)
         self._thread = threading.Thread(target=self._live, name="dexml-model", daemon=True)
         self.draining = False  # a plain flag: a signal handler sets it
         self.serving: Serving | None = None
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None  # why nothing will be answered any more
 
     def start(self) -> None:
         """Start the thread; it loads the model first."""
@@ -57,13 +61,24 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs; when it does not, nothing will ever be answered."""
-        return self._thread.is_alive()
+        """Whether the thread runs and has not been given up; when not, nothing will ever be answered."""
+        return self._thread.is_alive() and self.failure is None
+
+    @property
+    def silent_s(self) -> float:
+        """Return for how many seconds the thread has been at the same batch; 0 while it loads or waits for work."""
+        since = self._batch_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def inflight(self) -> int:
         """Return how many requests are queued or running."""
         return self._inflight
+
+    @property
+    def queued(self) -> int:
+        """Return how many requests wait for their batch."""
+        return len(self._queue)
 
     def answer(self, ask: Ask | Edit, deadline: float) -> Ticket:
         """Return the finished ticket of `ask`. Raises Problem: overloaded, draining, deadline_exceeded, internal and so on."""
@@ -84,10 +99,23 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    def fail(self, error: BaseException) -> None:
+        """Answer everybody who waits, now and from now on: the thread has ended or hangs, and a new process is needed."""
+        self.failure = error
+        with self._changed:
+            for ticket in self._running:  # what it was at may be what did it, so no word of trying again
+                self._refuse(ticket, Problem("internal", "the service failed at this request or beside it"))
+            for ticket in list(self._queue):
+                self._refuse(ticket, Problem("not_ready", ENDED, headers=_retry(5)))
+            self._queue.clear()
+            self._changed.notify_all()
+
     def check_ready(self) -> Serving:
-        """Return what is being served. Raises Problem while loading or draining."""
+        """Return what is being served. Raises Problem while loading or draining, and when the thread has ended."""
         if self.draining:
             raise Problem("draining", "this instance is shutting down; another one may answer", headers=_retry(1))
+        if self.failure is not None:
+            raise Problem("not_ready", ENDED, headers=_retry(5))
         if self.serving is None:
             raise Problem("not_ready", "the model is still loading", headers=_retry(1))
         return self.serving
@@ -101,8 +129,8 @@ class Worker:
         return Problem("overloaded", f"{waiting} requests are already waiting", headers=_retry(seconds))
 
     def _admit(self, ask: Ask | Edit, deadline: float) -> Ticket:
-        self.check_ready()
         with self._changed:
+            self.check_ready()
             if (problem := self.overload()) is not None:
                 raise problem
             ticket = Ticket(ask, deadline, time.monotonic())
@@ -121,37 +149,50 @@ class Worker:
     def _finish(self, ticket: Ticket) -> None:
         """Give the ticket's place back before its owner learns of the answer, so that the owner may ask again at once."""
         with self._changed:
-            self._inflight -= 1
-        ticket.done.set()
+            if not ticket.done.is_set():
+                self._inflight -= 1
+                ticket.done.set()
+
+    def _refuse(self, ticket: Ticket, problem: Problem) -> None:
+        if not ticket.done.is_set():
+            ticket.problem = problem
+            self._finish(ticket)
 
     def _live(self) -> None:
+        started = time.monotonic()
         try:
             self.serving = self._load()
-        except Exception as error:
+        except BaseException as error:
             self.failure = error
             return
         finally:
             self._loaded.set()
-        while batch := self._next_batch():
-            started = time.monotonic()
-            self._run(batch)
-            self._crowded = len(batch) > 1
-            self._request_s += 0.1 * ((time.monotonic() - started) / len(batch) - self._request_s)
+        self._observer.loaded(time.monotonic() - started)
+        try:
+            while self.failure is None and (batch := self._next_batch()):
+                started = time.monotonic()
+                self._run(batch)
+                self._crowded = len(batch) > 1
+                self._request_s += 0.1 * ((time.monotonic() - started) / len(batch) - self._request_s)
+        except BaseException as error:  # ending in silence would leave everybody waiting
+            log.critical(ENDED, exc_info=True)
+            self.fail(error)
 
     def _load(self) -> Serving:
         retriever = self._open()
         retriever.warm()
-        labels, info = retriever.labels, retriever.describe()
+        labels = retriever.labels
         kinds: tuple[Normalize, ...] = ("topk", "all")
         for texts in (["warm up"], ["warm up"] * self._settings.batch_queries):  # what compiles on first use, compiles now
             for kind in kinds:
-                found = retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
-        return Serving(retriever, retriever.store, retriever.dimension, info, str(info["model"]), found.exact)
+                retriever.search(texts, max(1, min(10, len(labels))), normalize=kind)
+        return Serving(retriever)
 
     def _next_batch(self) -> list[Ticket]:
         """Return the oldest request and those that can travel with it; empty when the thread is to end."""
         settings = self._settings
         with self._changed:
+            self._running, self._batch_since = [], None
             while True:
                 self._drop_expired()
                 if not self._queue:
@@ -173,6 +214,7 @@ class Worker:
                     size += len(ticket.ask)
             for ticket in batch:
                 self._queue.remove(ticket)
+            self._running = batch
             return batch
 
     def _gather(self, until: float) -> None:
@@ -192,7 +234,7 @@ class Worker:
 
     def _run(self, batch: list[Ticket]) -> None:
         """Answer a batch; when it fails, each request again alone, so that one bad request harms no other."""
-        started = time.monotonic()
+        started = self._batch_since = time.monotonic()
         assert self.serving is not None
         if isinstance(batch[0].ask, Edit):
             self._write(batch[0], batch[0].ask, self.serving)
@@ -208,6 +250,7 @@ class Worker:
             batch[0].problem = Problem("internal", "the search failed; the request id finds it in the server's log")
             self._finish(batch[0])
             return
+        self._observer.batched(batch, found, started)
         row = 0
         for ticket in batch:
             ticket.found = _rows(found, row, row + len(ticket.ask))
@@ -217,17 +260,8 @@ class Worker:
 
     def _write(self, ticket: Ticket, edit: Edit, serving: Serving) -> None:
         """Encode what has to be, and write; compaction goes its own way when it is due."""
-        store = serving.store
         try:
-            texts = [text for _, text, row in edit.put if row is None and text is not None]
-            rows = serving.retriever.model.embed_labels(texts).numpy() if texts else ()
-            encoded = iter(rows)
-            for text, made in zip(texts, rows, strict=True):
-                if not made.any():
-                    place = next(number for number, (_, own, row) in enumerate(edit.put) if row is None and own == text)
-                    raise Problem("schema", faults=[Fault(f"/labels/{place}/text", "schema", UNKNOWN)])
-            changes = [Change(name, text or name, next(encoded) if row is None else row) for name, text, row in edit.put]
-            ticket.written = store.write([*changes, *(Change(name) for name in edit.deleted)])
+            ticket.written = edits.write(serving.store, edit)
         except OSError:
             log.exception("a write failed")
             ticket.problem = Problem("insufficient_storage", "the write could not be stored; nothing has changed")
@@ -236,17 +270,9 @@ class Worker:
         except Exception:  # the thread goes on: one bad write must not end the service
             log.exception("a write failed")
             ticket.problem = Problem("internal", "the write failed; the request id finds it in the server's log")
+        self._observer.written(edit, ticket.written, ticket.problem.code if ticket.problem else None)
         self._finish(ticket)
-        if store.due and not (self._compacting and self._compacting.is_alive()):
-            self._compacting = threading.Thread(target=_compact, args=(store,), name="dexml-compaction", daemon=True)
-            self._compacting.start()
-
-
-def _compact(store: Store) -> None:
-    try:
-        log.info("compacted: %s", store.compact())
-    except Exception:  # what is served goes on without: the log just grows
-        log.exception("compaction failed")
+        self.upkeep.compact_if_due(serving.store)
 
 
 def _search(retriever: Retriever, asks: list[Ask]) -> Found:
@@ -260,10 +286,18 @@ def _search(retriever: Retriever, asks: list[Ask]) -> Found:
             candidates=first.candidates,
             temperature=first.temperature,
             normalize=first.normalize,
+            diversity=first.diversity,
+            why=first.why,
         )
     texts = [text for ask in asks for text in ask.texts]
     return retriever.search(
-        texts, first.k, candidates=first.candidates, temperature=first.temperature, normalize=first.normalize
+        texts,
+        first.k,
+        candidates=first.candidates,
+        temperature=first.temperature,
+        normalize=first.normalize,
+        diversity=first.diversity,
+        why=first.why,
     )
 
 
@@ -277,6 +311,8 @@ def _rows(found: Found, start: int, end: int) -> Found:
         truncated=found.truncated[start:end],
         known=found.known[start:end],
         rescored=found.rescored[start:end],
+        ranks=None if found.ranks is None else found.ranks[start:end],
+        why=found.why[start:end],
     )
 
 

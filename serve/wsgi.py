@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,102 +16,152 @@ import click
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.http import errors as http_errors
-from gunicorn.workers.gthread import ThreadWorker
 
 from dexml.errors import InputError
-from serve import create_app
+from serve import create_app, logs
+from serve.admin import AdminServer
 from serve.errors import Problem, body_of
 from serve.hosts import shown
+from serve.intake import Intake, Stalled, connections_for
+from serve.metrics import OTHER
 from serve.settings import Settings
 
 if TYPE_CHECKING:
     from index.retriever import Retriever
 
 
+FAULT = 70  # the exit code of a worker process that gave itself up (EX_SOFTWARE); the arbiter starts another
+LAST_WORDS_S = 1.0  # for the answers that wait, and for a probe to see 503
+
+
 def listen(settings: Settings) -> socket.socket:
     """Return a listening socket. Raises InputError in one line when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return _listen(settings.host, settings.port)
+
+
+def listen_admin(settings: Settings) -> socket.socket:
+    """Return the admin listener's socket; raises as `listen` does."""
+    assert settings.admin_port is not None
+    return _listen(settings.admin_host, settings.admin_port)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         listener.listen(2048)
     except (OSError, TypeError, UnicodeError) as error:  # the last two: names that are none, which IDNA cannot encode
         listener.close()
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-        raise InputError(f"cannot listen on {shown(settings.host)}:{settings.port}: {reason}") from None
+        raise InputError(f"cannot listen on {shown(host)}:{port}: {reason}") from None
     return listener
 
 
-def run(settings: Settings, listener: socket.socket, retriever: Callable[[], Retriever] | None = None) -> int:
-    """Serve until a signal ends it; return the exit code: 0 after a drain, 2 when the model could not be loaded."""
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+def run(
+    settings: Settings,
+    listener: socket.socket,
+    retriever: Callable[[], Retriever] | None = None,
+    admin: socket.socket | None = None,
+) -> int:
+    """Serve until a signal ends it; return the exit code: 0 after a drain, 2 when the model could not be loaded.
+
+    `admin` is the socket that probes and metrics are asked at besides.
+    """
+    logs.configure(settings.log_format, settings.log_level)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
     try:
-        Master(Application(settings, listener.detach(), url, retriever)).run()
+        Master(Application(settings, listener, retriever, admin)).run()
     except SystemExit as end:
         return 0 if end.code in (0, None) else 2
     return 0
 
 
+def options(settings: Settings) -> dict[str, Any]:
+    """Return how gunicorn must be set up, but for the address."""
+    return {
+        "workers": 1,
+        "worker_class": Drainer,
+        "threads": settings.pool,
+        "worker_connections": connections_for(settings.pool),
+        "keepalive": 15,
+        "timeout": 120,
+        "graceful_timeout": settings.drain_s,
+        "control_socket_disable": True,
+        "proc_name": "dexml",
+        "loglevel": "warning",
+        "worker_exit": stop_worker,
+    }
+
+
 class Application(BaseApplication):  # type: ignore[misc]
     """Gunicorn's view of us: its settings, and the application, made in the worker after the fork."""
 
-    def __init__(self, settings: Settings, fd: int, url: str, retriever: Callable[[], Retriever] | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        retriever: Callable[[], Retriever] | None,
+        admin: socket.socket | None,
+    ) -> None:
         self.settings = settings
-        self.fd = fd
-        self.url = url
+        self.url = url_of(listener)
+        self.fd = listener.detach()
         self.retriever = retriever
+        self.admin = admin
         super().__init__()
 
     def load_config(self) -> None:
         """Set what differs from gunicorn's defaults; no environment, file or command line of its own is read."""
-        settings = self.settings
-        for name, value in {
-            "bind": f"fd://{self.fd}",
-            "workers": 1,
-            "worker_class": Drainer,
-            "threads": settings.pool,
-            "worker_connections": settings.pool + 1000,
-            "keepalive": 15,
-            "timeout": 120,
-            "graceful_timeout": settings.drain_s,
-            "control_socket_disable": True,
-            "proc_name": "dexml",
-            "loglevel": "warning",
-            "worker_exit": stop_worker,
-        }.items():
+        for name, value in {"bind": f"fd://{self.fd}", **options(self.settings)}.items():
             self.cfg.set(name, value)
 
     def load(self) -> Any:
         """Return the WSGI application, and say when it is ready."""
-        app = create_app(self.settings, self.retriever)
-        threading.Thread(target=self.announce, args=(app,), name="dexml-announce", daemon=True).start()
-        return app
+        return begin(self.settings, self.url, self.retriever, self.admin)
 
-    def announce(self, app: Any) -> None:
-        """Print the address once searches are answered; end the process when they never will be."""
-        worker = app.extensions["dexml"].worker
-        worker.wait_until_loaded()
-        if worker.serving is not None:
-            labels = len(worker.serving.store.live.labels)
-            click.echo(f"dexml: {labels:,} labels of {worker.serving.model} at {self.url} (Ctrl-C ends it)")
-            sys.stdout.flush()
-            return
-        shown = isinstance(worker.failure, InputError)
-        reason = str(worker.failure) if shown else f"{type(worker.failure).__name__}: {worker.failure}"
-        click.echo(f"dexml: {reason}", err=True)
-        sys.stderr.flush()
-        os._exit(Arbiter.APP_LOAD_ERROR)  # the arbiter stops instead of trying again
+
+def begin(
+    settings: Settings,
+    url: str,
+    retriever: Callable[[], Retriever] | None = None,
+    admin: socket.socket | None = None,
+) -> Any:
+    """Return the WSGI application of a worker process, which says when it is ready, and ends the process when it cannot be."""
+    app = create_app(settings, retriever, end_process)
+    if admin is not None:
+        service = app.extensions["dexml"]
+        AdminServer(admin, service.worker, service.metrics).start()
+    probed = "" if admin is None else f", probes and metrics at {url_of(admin)}"
+    threading.Thread(target=_announce, args=(app, url + probed), name="dexml-announce", daemon=True).start()
+    return app
+
+
+def _announce(app: Any, where: str) -> None:
+    """Print the address once searches are answered; end the process when they never will be."""
+    worker = app.extensions["dexml"].worker
+    worker.wait_until_loaded()
+    if worker.serving is not None:
+        labels = len(worker.serving.store.live.labels)
+        click.echo(f"dexml: {labels:,} labels of {worker.serving.info['model']} at {where} (Ctrl-C ends it)")
+        sys.stdout.flush()
+        return
+    shown = isinstance(worker.failure, InputError)
+    reason = str(worker.failure) if shown else f"{type(worker.failure).__name__}: {worker.failure}"
+    click.echo(f"dexml: {reason}", err=True)
+    sys.stderr.flush()
+    os._exit(Arbiter.APP_LOAD_ERROR)  # the arbiter stops instead of trying again
 
 
 class Master(Arbiter):  # type: ignore[misc]
     """Gunicorn's arbiter, for which Ctrl-C is as gentle as SIGTERM (a second one is not)."""
 
     def setup(self, app: Any) -> None:
-        """Leave the words about a model that could not be loaded to the worker, which has said them."""
+        """Leave the words about a model that could not be loaded to the worker, which has said them; log as all others do."""
         super().setup(app)
+        for handler in self.log.error_log.handlers:
+            handler.setFormatter(logs.FORMATS[app.settings.log_format]())
         self.log.error_log.addFilter(lambda record: record.args is None or self.APP_LOAD_ERROR not in record.args)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
@@ -125,8 +176,8 @@ class Master(Arbiter):  # type: ignore[misc]
         self.handle_term()
 
 
-class Drainer(ThreadWorker):  # type: ignore[misc]
-    """Gunicorn's thread worker, which refuses new connections while it finishes the work it has."""
+class Drainer(Intake):
+    """The thread worker, which refuses new connections while it finishes the work it has."""
 
     def init_signals(self) -> None:
         """Leave Ctrl-C, which a terminal sends to every process of the group, to the arbiter."""
@@ -159,16 +210,34 @@ class Drainer(ThreadWorker):  # type: ignore[misc]
             code = "headers_too_large"
         elif isinstance(exc, http_errors.UnsupportedTransferCoding):
             code = "not_implemented"
+        elif isinstance(exc, Stalled):
+            code = "request_timeout"
         problem = Problem(code, "the request is not valid HTTP/1.1" if code == "bad_request" else "")
         body = json.dumps(body_of(problem, "", "")).encode()
         head = (
             f"HTTP/1.1 {problem.status} {problem.title}\r\nConnection: close\r\n"
             f"Content-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        if (wsgi := getattr(self, "wsgi", None)) is not None:
+            metrics = wsgi.extensions["dexml"].metrics
+            metrics.answered(OTHER, OTHER, problem.status)
+            metrics.rejected(code)
         try:
             client.sendall(head.encode("latin-1") + body)
         except OSError:
             pass  # the client has gone
+
+
+def end_process() -> None:
+    """End this process, whatever its threads are at."""
+    time.sleep(LAST_WORDS_S)
+    os._exit(FAULT)
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def stop_worker(_: Any, process: Any) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
+    from training.recall import Weighed
     from training.world import World
 
     Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
@@ -47,6 +48,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     from rich.markup import escape
 
     from data import open_format
+    from data.progress import reading
     from dexml.config import load
     from dexml.errors import InputError
     from training.config import Config, check, settle
@@ -61,8 +63,9 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     click.get_current_context().call_on_close(world.close)
     console.quiet = not world.first
     trackers = settle_trackers(read.training.trackers)
-    files = open_format(read.data.path, read.data.format)
-    labels, split = files.labels(), files.read("train")
+    with reading(console) as tell:
+        files = open_format(read.data.path, read.data.format, tell)
+        labels, split = files.labels(), files.read("train")
     settled, said = settle(read, len(split), chain(split.texts, labels.texts))
     kept, watched = hold_out_rows(settled, split)
     phases: list[Phase] = [(split.take(kept), split.take(watched) if len(watched) else None, kept)]
@@ -89,6 +92,7 @@ def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split
     from dexml import manifest as manifest_of
     from dexml import versions
     from dexml.errors import InputError
+    from training.config import MemorySection
     from training.identity import fingerprint
 
     try:
@@ -96,8 +100,10 @@ def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split
         manifest_of.verify(folder, manifest)
     except InputError:
         return False
-    behind = (config.index.name, config.index.options, config.rerank.name, config.rerank.options)
-    made = (manifest.index.name, manifest.index.options, manifest.rerank.name, manifest.rerank.options)
+    memory = config.memory.model_dump(mode="json")
+    behind = (config.index.name, config.index.options, config.rerank.name, config.rerank.options, memory)
+    remembered = manifest.training.config.get("memory", MemorySection().model_dump(mode="json"))
+    made = (manifest.index.name, manifest.index.options, manifest.rerank.name, manifest.rerank.options, remembered)
     known = manifest.training.fingerprint == fingerprint(config, labels, train, validation)
     return manifest.training.finished and known and behind == made
 
@@ -121,6 +127,7 @@ def _train_phases(
     from training import checkpoint, memory
     from training.display import both, clock, shown
     from training.export import export
+    from training.recall import weigh_run
     from training.record import Record
     from training.run import Run
 
@@ -130,6 +137,7 @@ def _train_phases(
         raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
     record: Record | None = None
     stop_after: int | None = None
+    weighed: Weighed | None = None
     for phase, (rows, validation, numbers) in enumerate(phases, 1):
         if state is not None and state.facts["phase"] != phase and phase < len(phases):
             continue
@@ -138,7 +146,7 @@ def _train_phases(
         began = time.monotonic()
         with console.status("reading texts into features"):
             run = Run(config, labels, rows, validation, phase, numbers, world)
-        run.stop_after = stop_after
+        run.stop_after, run.weighed = stop_after, weighed
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         after = None
@@ -167,16 +175,17 @@ def _train_phases(
             console.print(f"stopped early: nothing was gained after epoch {run.best_epoch}, whose weights are kept")
         if finished and phase < len(phases):
             stop_after = run.best_epoch if run.stopped_early else None
+            weighed = weigh_run(run)
             del run  # two at a time are more than the forecast says
             continue
         if finished:
             run.save()  # whatever happens to the export, the training is not lost
         with console.status("embedding labels, building the index"), record.timed("export"):
-            root, served = export(run, split, finished=finished)
+            root, said = export(run, split, finished=finished)
         break
     assert record is not None
     record.finish(finished, run.fingerprint)
-    console.print(f"index: {escape(', '.join(f'{key} {value}' for key, value in served.items()))}")
+    console.print(escape(said))
     _report(config.out, console)
     if not finished:
         console.print(f"stopped at step {run.step} of {run.steps}; {escape(str(root))} answers with what was learned so far.")
@@ -217,28 +226,59 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+EPILOG_EVALUATE = """Examples:
+
+\b
+  dexml evaluate demo/run
+  dexml evaluate --scores MY_SCORES.npz --data MY_DATA --json figures.json
+  dexml evaluate --scores MY_RUN.trec --data LF-AmazonTitles-131K --propensity LF-AmazonTitles-131K
+"""
+
+
+@click.command(epilog=EPILOG_EVALUATE)
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--scores", type=click.Path(path_type=Path), help="Measure this file instead: scipy CSR in .npz, or a TREC run.")
+@click.option("--scores-out", type=click.Path(path_type=Path), help="Save the bundle's answers to this .npz, for --scores.")
+@click.option("--propensity", metavar="A,B|NAME", help="With --scores: constants of PSP, or an XC set's; default 0.55,1.5.")
 @click.option("--data", "folder", type=click.Path(path_type=Path), help="The data set; default: the one it was trained on.")
 @click.option("--split", default="test", show_default=True, help="Which split of it.")
 @click.option("--index", help="Another index than the bundle's own: faiss or exact.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures, seconds and sizes to this file.")
-def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, output: Path | None) -> None:
-    """Measure BUNDLE on a split, through the same path that serves it; figures in percent."""
+def evaluate(
+    bundle: Path | None,
+    scores: Path | None,
+    scores_out: Path | None,
+    propensity: str | None,
+    folder: Path | None,
+    split: str,
+    index: str | None,
+    output: Path | None,
+) -> None:
+    """Measure BUNDLE on a split, through the same path that serves it; figures in percent.
+
+    Or measure the scores that any program saved of the split's rows (--scores), with every metric and by label frequency.
+    """
+    check_outputs({"--json": output, "--scores-out": scores_out})
+    if bundle is None:
+        if scores is None or folder is None or scores_out is not None or index is not None:
+            raise click.UsageError("a BUNDLE is needed, or --scores FILE and --data DIR without --index and --scores-out")
+        _evaluate_scores(scores, folder, split, propensity, output)
+        return
+    if scores is not None or propensity is not None:
+        raise click.UsageError("--scores and --propensity go without a BUNDLE, which has its own")
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import track
     from rich.table import Table
 
     from data import open_format
+    from data.scores import write_scores
     from index.retriever import Retriever
     from training.evaluate import BATCH
     from training.evaluate import evaluate as measure
-    from training.record import evaluated
+    from training.record import answers_of, evaluated
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if output is not None:
-        check_output(output)
     retriever = Retriever.open(bundle, index)
     facts = retriever.bundle.manifest.data
     files = open_format(folder or Path(facts.path), "auto" if folder else facts.format)
@@ -262,10 +302,28 @@ def evaluate(bundle: Path, folder: Path | None, split: str, index: str | None, o
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
         write_output(output, json.dumps(result.as_json(), indent=1) + "\n")
+    if scores_out is not None:
+        write_scores(scores_out, result.ranked, result.scores, rows.positives.num_labels)
     if folder is None and index is None:  # the figures of the run itself
         out = evaluated(retriever.store.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
         if out is not None:
+            write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)
             _report(out, console)
+
+
+def _evaluate_scores(scores: Path, folder: Path, split: str, propensity: str | None, output: Path | None) -> None:
+    """Measure a score file; no bundle is opened."""
+    from rich.console import Console
+
+    from training.scores import Judge, propensity_of, report
+
+    judge = Judge.of(folder, split, propensity_of(propensity))
+    tally = judge.tally(scores)
+    report(scores, split, judge, tally, Console(highlight=False))
+    if judge.counts is None:
+        click.echo(f"note: {folder} has no training rows: no propensities, no frequencies", err=True)
+    if output is not None:
+        write_output(output, json.dumps(judge.as_json(tally), indent=1) + "\n")
 
 
 @click.command()
@@ -280,14 +338,21 @@ def report(run: Path) -> None:
     click.echo(write(run))
 
 
-def check_output(path: Path) -> None:
+def check_outputs(paths: Mapping[str, Path | None]) -> None:
+    """Raise InputError when nothing can be written to a path that an option named, before the work that makes it."""
+    for option, path in paths.items():
+        if path is not None:
+            check_output(path, option)
+
+
+def check_output(path: Path, option: str = "--json") -> None:
     """Raise InputError when nothing can be written to `path`, before the work that makes it."""
     from dexml.errors import InputError
 
     if path.is_dir():
-        raise InputError(f"--json: {path} is a folder")
+        raise InputError(f"{option}: {path} is a folder")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"--json: the folder {path.absolute().parent} does not exist")
+        raise InputError(f"{option}: the folder {path.absolute().parent} does not exist")
 
 
 def write_output(path: Path, text: str) -> None:

@@ -91,6 +91,21 @@ class FinetuneSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
+class MemorySection(Section):
+    """Training queries that the bundle keeps: none, `queries` of them, or "all"; with their `texts` where these may be shown.
+
+    0 by default, and no texts: they may be private, and whoever may search would see them. Labels of the `neighbours` queries
+    nearest to a query are lifted in its answer (`index.recall`): λ is `weight`, the softmax of their cosines at `temperature`.
+    What is "auto" is chosen on validation rows.
+    """
+
+    queries: Annotated[int, Ge(0)] | Literal["all"] = 0
+    texts: bool = False
+    weight: Annotated[float, Ge(0)] | Auto = "auto"
+    temperature: Annotated[float, Gt(0)] | Auto = "auto"
+    neighbours: Annotated[int, Ge(1)] | Auto = "auto"
+
+
 class Config(Section):
     """One experiment."""
 
@@ -107,6 +122,7 @@ class Config(Section):
     validation: ValidationSection = Field(default_factory=ValidationSection)
     index: Choice = Choice(name="auto")
     rerank: Choice = Choice(name="softmax")
+    memory: MemorySection = Field(default_factory=MemorySection)
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from dexml.bundle import publish
 from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.types import Float32Array, LabelTable
-from index import INDEXES, default_index
+from index import INDEXES, canary, default_index
 from training import provenance
 from training.export import examples
 
@@ -139,5 +139,9 @@ def import_bundle(
             **provenance.facts(),
         },
     }
-    publish(out, model, labels, np.zeros(len(labels), dtype=np.int64), rows, facts, built.save)
+
+    def add(folder: Path) -> None:
+        canary.write(folder, model, facts["examples"], labels.ids, rows)
+
+    publish(out, model, labels, np.zeros(len(labels), dtype=np.int64), rows, facts, built.save, add=add)
     return built.describe()

@@ -34,6 +34,7 @@ GIB = 2**30
 COMPILED = 100 << 20  # of machine code and arenas, once numba has compiled a step; measured
 PASSING = 4  # rows of D numbers per label that a backward pass makes besides what autograd keeps; measured
 AFTER = 3  # copies of all label embeddings when a run is measured and exported: rows, what made them, the index's own
+KEPT = 2  # copies of the rows of training queries that a bundle keeps: all, and those among them that are kept
 LEAST_CHUNK = 128  # tokens
 SAMPLE = 32  # rows whose activations are weighed
 CPU = torch.device("cpu")
@@ -87,6 +88,7 @@ def forecast(run: Run, chunk: int | None = None) -> Forecast:
     row = 4 * dimension
     scored = _most_scored(method, batch) if isinstance(method, GradientCached) else labels
     parts = _of_parameters(run)
+    parts.append(Part("training queries kept", KEPT * row * _kept(run), "memory.queries"))
     if run.validation is not None:
         best = sum(parameter.numel() * parameter.element_size() for parameter in method.trained.values())
         parts.append(Part("best weights so far", best if device.type == "cpu" else 0, "validation.fraction to 0"))
@@ -133,6 +135,12 @@ def settle(run: Run) -> tuple[Forecast, str]:
         f"memory: training {now}; lower {largest.option} ({gib(largest.size)} GiB is {largest.name}), or set "
         "training.memory_gib to what it may take"
     )
+
+
+def _kept(run: Run) -> int:
+    """Return how many training queries the bundle keeps at most."""
+    rows, asked = len(run.train) + len(run.validation or ()), run.config.memory.queries
+    return rows if asked == "all" else min(rows, asked)
 
 
 def _of_parameters(run: Run) -> list[Part]:

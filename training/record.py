@@ -145,6 +145,11 @@ def evaluated(bundle: Path, fingerprint: str, split: str, document: Mapping[str,
     return out
 
 
+def answers_of(out: Path, split: str) -> Path:
+    """Return where a run's answers to a split are kept beside its figures, as `dexml evaluate --scores-out` writes them."""
+    return out / EVALUATIONS / f"{split}.npz"
+
+
 def evaluations(out: Path) -> dict[str, dict[str, Any]]:
     """Return the figures of each split that was measured, "test" first."""
     found = {}

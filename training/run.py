@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from training.early_stopping import BEST, Best
 from training.faults import not_finite
 from training.identity import describe, difference, fingerprint
 from training.negatives import within
+from training.recall import Weighed
 from training.steps import make_step, optimizer
 from training.world import ALONE, World
 
@@ -121,6 +122,7 @@ class Run:
         self.optimizer = optimizer(self.method, config)
         self._precision: tuple[float, float, float] | None = None
         self.stop_after: int | None = None  # the epoch after which a refit ends, where the watched run stopped early
+        self.weighed: Weighed | None = None  # what the watched run found the training queries to be worth, for a refit
         self._best = Best()
         self._features: dict[str, Features] = {}
         self.fingerprint = fingerprint(config, labels, train, validation)
@@ -207,6 +209,7 @@ class Run:
                 "precision": self._precision,
                 "best": [self._best.value, self._best.epoch],
                 "stop_after": self.stop_after,
+                "weighed": None if self.weighed is None else asdict(self.weighed),
                 "fingerprint": self.fingerprint,
                 "about": self.about,
             },
@@ -239,6 +242,8 @@ class Run:
         self.batches.load_state_dict(state.facts["batches"])
         self._precision = tuple(state.facts["precision"]) if state.facts["precision"] else None
         self.stop_after = state.facts["stop_after"]
+        weighed = state.facts.get("weighed")
+        self.weighed = None if weighed is None else Weighed(**weighed)
         value, epoch = state.facts["best"]
         self._best = Best(value, epoch, Best.weights_in(part(state.extra)))
 
@@ -259,6 +264,13 @@ class Run:
         texts = [self.labels.texts[number] for number in unseen]
         rows[torch.from_numpy(unseen)] = self._embedded("unseen", texts) if quick else self.model.embed_labels(texts)
         return rows
+
+    @torch.inference_mode()
+    def query_rows(self, texts: Sequence[str]) -> Tensor:
+        """Return unit rows float32 (N, D) of many queries: features of a frozen encoder are read as those trained on were."""
+        if self.config.finetune.train != "none":
+            return self.model.embed_queries(texts)[0]
+        return self.model.tower.eval().queries(self.model.encoder.encode_many(texts)).cpu()
 
     def _embedded(self, what: str, texts: Sequence[str]) -> Tensor:
         """Return rows of "watched" queries or "unseen" labels for a validation: features of a frozen encoder are read once."""

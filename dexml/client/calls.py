@@ -131,9 +131,9 @@ def indexes(**options: Unpack[CallOptions]) -> Plan[dict[str, Any]]:
 
 
 def activate(version: str, **options: Unpack[CallOptions]) -> Plan[str]:
-    """Have another version of the index served; return its name."""
+    """Have another version of the index served; return its name, a new one where it was not the newest."""
     path = f"/v1/indexes/{quote(version, safe='')}/activate"
-    return _ask(Call("POST", path, lambda document: str(document["index_version"]), **options))
+    return _ask(_post(path, {}, lambda document: str(document["index_version"]), options))
 
 
 def wait_until_ready(timeout: float = 60.0) -> Plan[None]:

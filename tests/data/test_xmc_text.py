@@ -65,7 +65,7 @@ def test_a_set_without_a_test_split(root: Path):
     (root / "raw/tst_X.txt").unlink()
     (root / "Y.tst.npz").unlink()
     assert XmcText(root).splits() == ("train",)
-    assert complaint(root, "test") == "ROOT/raw/tst_X.txt: the file does not exist"
+    assert complaint(root, "test") == "ROOT/Y.tst.npz: the file does not exist"
 
 
 def test_filter_files(root: Path):

@@ -66,8 +66,25 @@ class Server:
         parts = urlsplit(self.url)
         return parts.hostname, parts.port
 
-    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        connection = http.client.HTTPConnection(*self.address, timeout=20)
+    @property
+    def admin(self) -> tuple[str, int]:
+        """Where its admin listener is, for a server that has one."""
+        parts = urlsplit(re.findall(r"http://\S+/", self.line)[1])
+        return parts.hostname, parts.port
+
+    def probe(self, path: str, method: str = "GET", **headers: str) -> Reply:
+        """Ask the admin listener."""
+        return self.ask(method, path, headers=headers, address=self.admin)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        address: tuple[str, int] | None = None,
+    ) -> Reply:
+        connection = http.client.HTTPConnection(*(address or self.address), timeout=20)
         connection.request(method, path, body, headers or {})
         reply = connection.getresponse()
         answer = Reply(reply.status, reply.headers, reply.read())
@@ -137,7 +154,7 @@ def to_drain():
 
 @pytest.fixture(scope="session")
 def both(tiny_bundle: Path):
-    command = ["-m", "dexml", "serve", str(tiny_bundle), "--port", "0", "--allow-host", "Search.example"]
+    command = ["-m", "dexml", "serve", str(tiny_bundle), "--port", "0", "--admin-port", "0", "--allow-host", "Search.example"]
     with running(STAND_IN, command) as servers:
         yield servers
 

@@ -1,6 +1,6 @@
 """A retriever over a handful of hand-made labels, whose encoder reads slow, wrong and broken texts on command.
 
-Run as a program it is a server process: `python tests/serve/stand_in.py PORT [max_inflight]`.
+Run as a program it is a server process: `python tests/serve/stand_in.py PORT [max_inflight] [SETTING=VALUE …]`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import math
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 
 from dexml.types import LabelTable, TopK
+from index.diversity import diversified
 from index.retriever import CANDIDATES, Found
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -47,7 +51,7 @@ def embed(text: str) -> torch.Tensor:
 class StandIn:
     """The methods of `Retriever`, in plain torch.
 
-    `slow N` sleeps N ms, `broken` raises, `long` is cut, `gibberish` is not known.
+    `slow N` sleeps N ms, `broken` raises, `fatal` ends the thread, `long` is cut, `gibberish` is not known.
     """
 
     def __init__(self, load_s: float = 0.0, failure: Exception | None = None):
@@ -57,8 +61,14 @@ class StandIn:
         self.labels = LabelTable(tuple(i for i, _ in LABELS), tuple(t for _, t in LABELS))
         self.rows = torch.stack([embed(f"{i} {t}") for i, t in LABELS])
         self.dimension = DIMENSION
+        self.exact = True
         self.temperature = 0.05
-        self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
+        self.remembered = 0
+        live = SimpleNamespace(labels=self.labels, index=SimpleNamespace(gone=0))
+        manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
+        bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
+        folder = Path(__file__).parent  # no versions are listed: it holds none
+        self.store = SimpleNamespace(name="v000001", live=live, bundle=bundle, root=folder, log_bytes=0, due=False)
         self.batches: list[int] = []
         self.seen: list[str] = []
 
@@ -77,7 +87,7 @@ class StandIn:
             "examples": ["sort an array", "cluster points", "largest elements of a tensor"],
         }
 
-    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
         start = time.perf_counter()
         self.seen.extend(texts)
         for text in texts:
@@ -85,10 +95,14 @@ class StandIn:
             if words[0] == "slow":
                 time.sleep(int(words[1]) / 1000)
             if words[0] == "broken":
-                raise RuntimeError("a secret path /etc/passwd")
+                raise RuntimeError("a secret path /etc/passwd\r\n\x1b[31mFORGED")
+            if words[0] == "fatal":
+                raise SystemExit
         queries = torch.stack([embed(text) * (text.split()[0] != "gibberish") for text in texts])
         encode = time.perf_counter() - start
-        found = self.search_embeddings(queries, k, candidates=candidates, temperature=temperature, normalize=normalize)
+        found = self.search_embeddings(
+            queries, k, candidates=candidates, temperature=temperature, normalize=normalize, diversity=diversity
+        )
         return replace(
             found,
             seconds={"encode": encode, **found.seconds},
@@ -96,7 +110,7 @@ class StandIn:
             truncated=tuple(text.startswith("long") for text in texts),
         )
 
-    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk"):
+    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
         self.batches.append(len(queries))
         start = time.perf_counter()
         scores = queries @ self.rows.T
@@ -105,13 +119,13 @@ class StandIn:
         order = torch.sort(scores, dim=1, descending=True, stable=True)
         temperature = temperature or self.temperature
         among = scores if normalize == "all" else order.values[:, :wanted]
+        topk, ranks = TopK(order.indices, order.values, torch.logsumexp(among / temperature, dim=1)).first(wanted), None
+        if diversity is not None:
+            hidden = np.array([row for row, name in enumerate(self.labels.ids) if name in diversity.hidden], dtype=np.int64)
+            topk, ranks = diversified(topk, k, diversity, self.rows.__getitem__, hidden, self.temperature)
         known = queries.any(dim=1)
         unknown = ~known[:, None]
-        topk = TopK(
-            order.indices[:, :k].masked_fill(unknown, -1),
-            order.values[:, :k].masked_fill(unknown, -math.inf),
-            torch.logsumexp(among / temperature, dim=1),
-        )
+        topk = TopK(topk.ids.masked_fill(unknown, -1), topk.scores.masked_fill(unknown, -math.inf), topk.log_z).first(k)
         return Found(
             topk=topk,
             normalizer=normalize,
@@ -120,19 +134,23 @@ class StandIn:
             labels=self.labels,
             size=len(self.labels),
             version="v000001",
+            model="stand-in@sha256:0123456789ab",
             seconds={"retrieve": time.perf_counter() - start, "rescore": 0.0},
             known=tuple(known.tolist()),
             rescored=(wanted,) * len(queries),
+            ranks=ranks,
         )
 
 
-def serve(port: int, max_inflight: int = 256, load_s: float = 0.0) -> int:
+def serve(port: int, max_inflight: int = 256, load_s: float = 0.0, **more: Any) -> int:
     from serve import wsgi
     from serve.settings import Settings
 
-    settings = Settings(port=port, max_inflight=max_inflight)
-    return wsgi.run(settings, wsgi.listen(settings), lambda: StandIn(load_s))
+    settings = Settings(port=port, max_inflight=max_inflight, **more)
+    admin = None if settings.admin_port is None else wsgi.listen_admin(settings)
+    return wsgi.run(settings, wsgi.listen(settings), lambda: StandIn(load_s), admin)
 
 
 if __name__ == "__main__":
-    sys.exit(serve(int(sys.argv[1]), *(int(value) for value in sys.argv[2:])))
+    numbers = [int(value) for value in sys.argv[1:] if "=" not in value]
+    sys.exit(serve(*numbers, **dict(value.split("=", 1) for value in sys.argv[1:] if "=" in value)))

@@ -114,6 +114,17 @@ def test_writes_go_in_parts(writable):
         assert gone.deleted == 1500 and gone.labels == before + 1003
 
 
+def test_versions_are_listed_and_activated(writable):
+    with Client(writable.url) as client:
+        first = client.indexes()["versions"][0]["name"]
+        client.upsert([NewLabel("later", "a thing that comes later")])
+        assert client.label("later").id == "later"
+        assert client.activate(first) != first and client.indexes()["index_version"] != first
+        with pytest.raises(DexmlError) as caught:
+            client.activate("../v1")
+        assert caught.value.status == 404
+
+
 @pytest.fixture(scope="module")
 def writable(running_servers, tiny_bundle, tmp_path_factory):
     import shutil

@@ -21,7 +21,7 @@ def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def writable(bundle: Path, running_servers):
-    with running_servers(["-m", "dexml", "serve", str(bundle), "--port", "0", "--writable"]) as (server,):
+    with running_servers(["-m", "dexml", "serve", str(bundle), "--port", "0", "--no-admin", "--writable"]) as (server,):
         yield server
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("to_drain")  # they start while the other p
 
 def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dexml", "serve", *map(str, arguments)],
+        [sys.executable, "-m", "dexml", "serve", "--admin-port", "0", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -46,8 +46,8 @@ def test_help_needs_nothing_heavy():
     assert result.stdout.strip() == "set()"
 
 
-def test_a_wide_address_needs_insecure(tmp_path):
-    one_line(serve(tmp_path, "--host", "0.0.0.0"), "no keys")
+def test_a_wide_address_needs_keys_or_insecure(tmp_path):
+    one_line(serve(tmp_path, "--host", "0.0.0.0"), "give --keys FILE, or --insecure")
 
 
 @pytest.mark.parametrize("host", ["ü" * 80, "a" * 80, "a\nb", "."])

@@ -129,7 +129,7 @@ def test_a_text_without_a_known_word_has_no_answers(server, normalize: str):
 
 def test_fields_that_are_not_wanted_are_null_not_missing(server):
     answers = labels(server.post({"queries": ["sort"], "include": []}))
-    assert all(set(answer) == {"id", "score", "probability", "text"} for answer in answers)
+    assert all(set(answer) == {"id", "score", "rank_score", "probability", "text", "why"} for answer in answers)
     assert all(answer["probability"] is None and answer["text"] is None for answer in answers)
 
 
@@ -178,10 +178,34 @@ def test_openapi_describes_what_is_answered(server):
     spec = server.ask("GET", "/openapi.json").json
     assert spec["openapi"].startswith("3.1")
     labels = {"/v1/labels", "/v1/labels/delete", "/v1/labels/{label_id}"}
-    assert set(spec["paths"]) == {"/v1/search", "/v1/info", "/livez", "/readyz", *labels}
+    indexes = {"/v1/indexes", "/v1/indexes/{version}/activate", "/v1/snapshots"}
+    assert set(spec["paths"]) == {"/v1/search", "/v1/info", "/livez", "/readyz", *labels, *indexes}
     search = spec["paths"]["/v1/search"]["post"]
     assert {"200", "400", "413", "415", "422", "429", "500", "503", "504"} <= set(search["responses"])
     for reply in search["responses"].values():
         for media in reply["content"].values():
             assert media["schema"]["$ref"].removeprefix("#/components/schemas/") in spec["components"]["schemas"]
     assert "SearchRequest" in spec["components"]["schemas"]
+
+
+def test_diversity_changes_the_order_and_nothing_else(real):
+    ask = {"queries": ["sorting of arrays", "sparse matrices of images"], "top_k": 10}
+    plain, diverse = labels(real.post(ask), 1), labels(real.post({**ask, "diversity": 0.02}), 1)
+    assert [label["id"] for label in diverse] != [label["id"] for label in plain]
+    kept = {label["id"]: (label["score"], label["probability"]) for label in plain}
+    assert {label["id"]: (label["score"], label["probability"]) for label in diverse} == kept
+    assert all(label["rank_score"] is None for label in plain)
+    ranks = [label["rank_score"] for label in diverse]
+    assert ranks == sorted(ranks, reverse=True) and ranks[0] == pytest.approx(diverse[0]["score"], abs=1e-6)
+    assert [label["id"] for label in labels(real.post({**ask, "diversity": 1000.0}), 1)] == [label["id"] for label in plain]
+
+
+def test_labels_left_out_push_no_other_away(real):
+    ask = {"queries": ["sorting of arrays"], "top_k": 4, "diversity": 0.02}
+    first = labels(real.post(ask))[0]["id"]
+    without = labels(real.post({**ask, "exclude_ids": [first]}))
+    assert len(without) == 4 and first not in [label["id"] for label in without]
+    assert without[0]["rank_score"] == pytest.approx(without[0]["score"], abs=1e-6)
+    scores = sorted(label["score"] for label in labels(real.post({**ask, "top_k": 10})))
+    high = labels(real.post({**ask, "min_score": scores[-4]}))
+    assert len(high) == 4 and min(label["score"] for label in high) >= scores[-4], "low labels take no place"

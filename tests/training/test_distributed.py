@@ -134,6 +134,14 @@ def test_a_killed_rank_ends_the_job_and_its_checkpoint_goes_on_in_one_process(ti
     assert not rest.go(lambda now: None, lambda: rest.step == state.facts["step"] + 2)
 
 
+def test_a_refit_of_two_ranks_keeps_what_the_watched_run_found_of_the_training_queries(tiny_config: Path, tmp_path: Path):
+    done = torchrun(2, tiny_config, tmp_path / "run", "validation.refit=true", "memory.queries=all", "training.epochs=2")
+    said, _ = done.communicate(timeout=SECONDS)
+    assert done.returncode == 0, said
+    assert "60 training queries" in said and "on rows held out: P@1" in said
+    assert len(Bundle.open(tmp_path / "run").memory) == 60
+
+
 class Silent(World):
     """A rank whose other ranks add nothing: what it computes by itself."""
 

@@ -89,6 +89,14 @@ def test_what_does_not_fit_is_refused_before_the_first_step_with_the_option_to_l
     assert named in {"encoder.max_bigrams", "tower.dimension", "training.batch"}
 
 
+def test_training_queries_that_are_kept_are_counted(tiny_config: Path, tmp_path: Path):
+    def kept(*settings: str) -> int:
+        parts = memory.forecast(make(tiny_config, tmp_path, "validation.fraction=0.2", *settings)).parts
+        return sum(part.size for part in parts if part.option == "memory.queries")
+
+    assert kept() == 0 and kept("memory.queries=7") == 2 * 4 * 32 * 7 and kept("memory.queries=all") == 2 * 4 * 32 * 60
+
+
 def test_a_chunk_is_halved_until_it_fits_and_a_resumed_run_keeps_it(tuning_config: Path, tmp_path: Path):
     def sized() -> Run:
         return make(tuning_config, tmp_path, "finetune.chunk=32768", "training.batch=4096", times=100)

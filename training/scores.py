@@ -1,0 +1,118 @@
+"""A saved score file measured against a data set; no bundle is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data import open_format
+from data.format import Format
+from data.scores import read_scores
+from dexml import metrics
+from dexml.errors import InputError
+from dexml.types import Int64Array, LabelTable, Split
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """The rows that answers are measured on; `counts` (L) and `weights` (L) are of the training rows, None without any."""
+
+    labels: LabelTable
+    split: Split
+    counts: Int64Array | None
+    weights: metrics.Float64Array | None
+    propensity: tuple[float, float]
+
+    @staticmethod
+    def of(folder: Path, split: str, propensity: tuple[float, float]) -> Judge:
+        """Return what the data set in `folder` says."""
+        files = open_format(folder)
+        labels, rows = files.labels(), files.read(split)
+        if len(rows) == 0:
+            raise InputError(f"data: the split {split} has no rows")
+        counts, number = _training(files)
+        weights = None if counts is None else metrics.propensity_weights(counts, number, *propensity)
+        return Judge(labels, rows, counts, weights, propensity)
+
+    def ranked(self, path: Path, k: int) -> Int64Array:
+        """Return the k best labels of each row that the file `path` scores (N, k), −1 where there are fewer."""
+        return metrics.top(read_scores(path, len(self.split), self.labels), k, self.split.excluded)
+
+    def tally(self, path: Path) -> metrics.Tally:
+        """Return the tally of the score file `path`."""
+        scores = read_scores(path, len(self.split), self.labels)
+        return metrics.measure(scores, self.split.positives, self.weights, excluded=self.split.excluded)
+
+    def as_json(self, tally: metrics.Tally) -> dict[str, Any]:
+        """Return figures, those by label frequency, and sizes in one document."""
+        groups: dict[str, Any] = {}
+        if self.counts is not None:
+            groups["deciles"] = [group.as_json() for group in metrics.deciles(tally, self.counts)]
+            groups["bands"] = [group.as_json() for group in metrics.bands(tally, self.counts)]
+            groups["propensity"] = list(self.propensity)
+        return {**tally.figures(), **groups, "sizes": {"queries": len(self.split), "labels": len(self.labels)}}
+
+
+def propensity_of(text: str | None) -> tuple[float, float]:
+    """Return (A, B) of "A,B" or of the name of a set of the XC repository; None is DEFAULT_PROPENSITY."""
+    if text is None:
+        return metrics.DEFAULT_PROPENSITY
+    parts = text.split(",")
+    if len(parts) == 1:
+        return metrics.propensity_constants(text)
+    try:
+        a, b = (float(part) for part in parts)
+    except ValueError:
+        a = b = np.nan
+    if not (np.isfinite([a, b]).all() and b > 0):
+        raise InputError(f"--propensity: two numbers A,B with B above 0 or the name of a data set are needed, got {text!r}")
+    return a, b
+
+
+def report(path: Path, split: str, judge: Judge, tally: metrics.Tally, console: Console) -> None:
+    """Print figures by cutoff, and by label frequency."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    rows = f"{len(judge.split):,} rows, {len(judge.labels):,} labels"
+    table = Table(title=f"{escape(str(path))} on {escape(split)} ({rows}), percent")
+    table.add_column("@")
+    for k in tally.cutoffs:
+        table.add_column(f"{k}", justify="right")
+    figures = tally.figures()
+    for kind in dict.fromkeys(name.split("@")[0] for name in figures):
+        table.add_row(kind, *[f"{figures[f'{kind}@{k}']:.2f}" for k in tally.cutoffs])
+    console.print(table)
+    if judge.counts is None:
+        return
+    for title, groups in (("decile", metrics.deciles(tally, judge.counts)), ("band", metrics.bands(tally, judge.counts))):
+        console.print(_by_frequency(title, groups, tally.cutoffs))
+
+
+def _by_frequency(title: str, groups: Sequence[metrics.Group], cutoffs: Sequence[int]) -> Any:
+    from rich.table import Table
+
+    first, last = next((k for k in cutoffs if k >= 5), cutoffs[-1]), cutoffs[-1]
+    table = Table()
+    for name in (title, "labels", "training rows each", "true here", f"part of P@{first}", f"recall@{first}", f"recall@{last}"):
+        table.add_column(name, justify="right")
+    for group in groups:
+        seen = f"{group.seen[0]:,} to {group.seen[1]:,}"
+        of = (f"{group.part[first]:.2f}", f"{group.recall[first]:.2f}", f"{group.recall[last]:.2f}")
+        table.add_row(group.name, f"{group.labels:,}", seen, f"{group.true:,}", *of)
+    return table
+
+
+def _training(files: Format) -> tuple[Int64Array | None, int]:
+    """Return how often training rows name each label, and how many rows there are."""
+    if "train" not in files.splits():
+        return None, 0
+    positives = files.read("train").positives
+    return (positives.counts(), len(positives)) if len(positives) else (None, 0)
