@@ -52,7 +52,8 @@ class SearchOptions(CallOptions, total=False):
     normalize: Literal["none", "topk", "all", "sigmoid"]
     min_score: float
     exclude_ids: Sequence[str]
-    include: Sequence[Literal["text", "probability"]]
+    include: Sequence[Literal["text", "probability", "why"]]
+    diversity: float
     truncate: bool
     timeout_ms: int
     index_version: str
@@ -79,7 +80,7 @@ def embed(
     texts: str | Sequence[str], input_type: Literal["query", "label"] = "query", **options: Unpack[CallOptions]
 ) -> Plan[list[list[float]]]:
     """Return the unit rows (B, D) of texts, as the model reads queries or labels."""
-    fields = {"model": "dexml", "input": _texts(texts), "input_type": input_type, "encoding_format": "float"}
+    fields = {"input": _texts(texts), "input_type": input_type, "encoding_format": "float"}
     return _ask(_post("/v1/embeddings", fields, read_embeddings, options))
 
 
@@ -87,7 +88,7 @@ def rerank(
     query: str, documents: Sequence[str], top_n: int | None = None, **options: Unpack[CallOptions]
 ) -> Plan[list[Ranked]]:
     """Return the documents by descending score."""
-    fields: dict[str, Any] = {"model": "dexml", "query": query, "documents": list(documents), "return_documents": True}
+    fields: dict[str, Any] = {"query": query, "documents": list(documents), "return_documents": True}
     if top_n is not None:
         fields["top_n"] = top_n
     return _ask(_post("/v1/rerank", fields, read_ranking, options))

@@ -10,13 +10,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """A training query that has the label, and its cosine with the query."""
+
+    text: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
 class Label:
-    """A label of an answer; `probability` and `text` are None where they were not asked for or are not defined."""
+    """A label of an answer; what was not asked for, or is not defined, is None. Diverse answers are in order of `rank_score`."""
 
     id: str
     score: float
     probability: float | None = None
     text: str | None = None
+    rank_score: float | None = None
+    why: tuple[Reason, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +131,12 @@ def made(kind: Callable[..., T], document: Any, **given: Any) -> T:
 
 def read_search(document: Any) -> Search:
     """Return the answer of /v1/search."""
-    results = tuple(
-        made(Result, result, labels=tuple(made(Label, label) for label in result["labels"])) for result in document["results"]
-    )
+
+    def one(label: Any) -> Label:
+        reasons = label.get("why")
+        return made(Label, label, why=None if reasons is None else tuple(made(Reason, reason) for reason in reasons))
+
+    results = tuple(made(Result, result, labels=tuple(map(one, result["labels"]))) for result in document["results"])
     return made(Search, document, results=results)
 
 
@@ -154,4 +167,4 @@ def read_info(document: Any) -> Info:
     return made(Info, document, everything=document)
 
 
-__all__ = ["Info", "Label", "NewLabel", "Page", "Ranked", "Result", "Search", "StoredLabel", "Written"]
+__all__ = ["Info", "Label", "NewLabel", "Page", "Ranked", "Reason", "Result", "Search", "StoredLabel", "Written"]
