@@ -19,7 +19,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label of an answer; what was not asked for, or is not defined, is None. Diverse answers are in order of `rank_score`."""
+    """A label of an answer; what was not asked for, or is not defined, is None. `rank_score` orders diverse answers."""
 
     id: str
     score: float
