@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import os
 import socket
 import subprocess
@@ -284,6 +285,22 @@ def test_a_date_to_come_back_at():
     assert 8 < seconds(email.utils.formatdate(time.time() + 10, usegmt=True)) <= 10
     assert seconds(email.utils.formatdate(time.time() - 10, usegmt=True)) == 0
     assert seconds("7") == 7 and [seconds(value) for value in ("", "soon", "-1", "1.5")] == [None] * 4
+
+
+def test_the_command_line_asks_a_service_as_it_does_a_folder(real, tiny_bundle):
+    from click.testing import CliRunner
+
+    from dexml.__main__ import command
+    from dexml.errors import InputError
+
+    def ask(where: str, *options: str) -> object:
+        done = CliRunner().invoke(command, ["search", where, "sorting of arrays", *options])
+        return json.loads(done.stdout) if done.exit_code == 0 else done.exception
+
+    here, there = ask(str(tiny_bundle), "--json"), ask(real.url, "--json")
+    assert [answer["id"] for answer in here] == [answer["id"] for answer in there] and here[0].keys() == there[0].keys()
+    refused = ask(real.url, "-k", "5000")
+    assert isinstance(refused, InputError) and "top_k must be between" in str(refused)
 
 
 def test_the_key_travels_and_is_not_shown(monkeypatch):
