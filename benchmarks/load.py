@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import resource
 import sys
 import time
 from collections import Counter
@@ -292,6 +293,8 @@ def main() -> None:
         queries = [line for line in given.queries.read_text(encoding="utf-8").splitlines() if line.strip()]
         requests = searches(parts.netloc, queries, given.batch, given.fields)
     load = Load(parts.hostname or "127.0.0.1", parts.port or 80, requests)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket for each client
     before = time.process_time()
     if given.clients:
         asyncio.run(load.closed(given.clients, given.seconds, given.rate))

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,22 @@ def _status(process: int, name: str) -> int:
     return 0
 
 
+def metrics(port: int) -> dict[str, float]:
+    """Return the metrics of an admin listener, by name and labels as they are written."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
 @contextmanager
 def serving(arguments: list[str], **options: Any) -> Iterator[Process]:
     """Serve, and end it."""
@@ -151,10 +168,17 @@ def serving(arguments: list[str], **options: Any) -> Iterator[Process]:
 class Loader:
     """`benchmarks/load.py` as a process of its own, started at once; `result()` waits for what came out."""
 
-    def __init__(self, service: Process, *options: str) -> None:
+    def __init__(self, service: Process, *options: str, url: str | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._path = Path(self._folder.name) / "load.json"
-        command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), service.url, *options, "--json", str(self._path)]
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "load.py"),
+            url or service.url,
+            *options,
+            "--json",
+            str(self._path),
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def result(self) -> dict[str, Any]:
