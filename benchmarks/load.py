@@ -122,20 +122,26 @@ class Load:
         self.address = (host, port)
         self.requests = requests
         self.samples: list[Sample] = []
+        self.connections = 0  # opened so far
         self._order: Iterator[int] = itertools.count()
         self._patience_s = patience_s
         self._watch = watch
         self._free: list[Connection] = []
-        self._start = 0.0
+        self.began = 0.0
 
-    async def closed(self, clients: int, seconds: float, rate: float | None = None) -> None:
-        """Have so many clients ask one request after the other; with a `rate`, all of them together no more than that."""
-        self._start = time.perf_counter()
+    async def closed(
+        self, clients: int, seconds: float, rate: float | None = None, until: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Have so many clients ask one request after the other; with a `rate`, all of them together no more than that.
+
+        They end after so many seconds, or when `until` says so.
+        """
+        self.began = time.perf_counter()
         period = clients / rate if rate else 0.0
 
         async def one(number: int) -> None:
-            due = self._start + period * number / clients
-            while due < self._start + seconds:
+            due = self.began + period * number / clients
+            while due < self.began + seconds and not until():
                 if (wait := due - time.perf_counter()) > 0:
                     await asyncio.sleep(wait)
                 connection = await self._send(time.perf_counter(), self._take())
@@ -148,7 +154,7 @@ class Load:
 
     async def open(self, rate: float, seconds: float, connections: int) -> None:
         """Send a request every 1/rate seconds, whatever becomes of those before, over at most so many connections."""
-        self._start = time.perf_counter()
+        self.began = time.perf_counter()
         room = asyncio.Semaphore(connections)
 
         async def one(due: float) -> None:
@@ -159,7 +165,7 @@ class Load:
 
         running: set[asyncio.Task[None]] = set()
         for number in range(int(rate * seconds)):
-            due = self._start + number / rate
+            due = self.began + number / rate
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             task = asyncio.create_task(one(due))
@@ -183,12 +189,13 @@ class Load:
                 if connection is None and (connection := self._take()) is None:
                     loop = asyncio.get_running_loop()
                     _, connection = await loop.create_connection(Connection, *self.address)
+                    self.connections += 1
                 status, head, body = await connection.ask(self.requests[number % len(self.requests)])
         except (OSError, TimeoutError):
             if connection is not None:
                 connection.close()
         seconds = time.perf_counter() - due
-        sample = Sample(due - self._start, seconds, status, header(head, b"retry-after").decode("latin-1"), number)
+        sample = Sample(due - self.began, seconds, status, header(head, b"retry-after").decode("latin-1"), number)
         self.samples.append(sample)
         if self._watch is not None and status != LOST:
             self._watch(sample, body)

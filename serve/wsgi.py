@@ -175,6 +175,17 @@ class Master(Arbiter):  # type: ignore[misc]
         """Drain, as on SIGTERM."""
         self.handle_term()
 
+    def stop(self, graceful: bool = True) -> None:
+        """Drain, and end at once when told again: what was acknowledged is on disk, so only unanswered clients lose by it."""
+
+        def end(*_: Any) -> None:
+            self.log.error_log.disabled = True  # gunicorn would guess at a lack of memory
+            self.kill_workers(signal.SIGKILL)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        super().stop(graceful)
+
 
 class Drainer(Intake):
     """The thread worker, which refuses new connections while it finishes the work it has."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -75,11 +75,11 @@ class StoredLabel:
 
 @dataclass(frozen=True, slots=True)
 class NewLabel:
-    """A label to put there: its `text` is encoded, unless an `embedding` (D) is given; then the text is only shown."""
+    """A label to put there: its `text` is encoded, unless there is an `embedding` (D, any array); then it is only shown."""
 
     id: str
     text: str | None = None
-    embedding: Sequence[float] | None = None
+    embedding: Any = None
 
 
 @dataclass(frozen=True, slots=True)
