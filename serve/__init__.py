@@ -68,7 +68,7 @@ def create_app(
         from serve import tracing
 
         tracing.install(app, tracing.provider(settings.otel))
-    app.wsgi_app = Shedding(app.wsgi_app, worker, counted)  # type: ignore[method-assign]
+    app.wsgi_app = Shedding(app.wsgi_app, app.extensions["dexml"])  # type: ignore[method-assign]
     worker.start()
     Watchdog(worker, settings.watchdog_s, on_fault).start()
     return app

@@ -25,6 +25,7 @@ from serve.hosts import shown
 from serve.intake import Intake, Stalled, connections_for
 from serve.metrics import OTHER
 from serve.settings import Settings
+from serve.shedding import early
 
 if TYPE_CHECKING:
     from index.retriever import Retriever
@@ -194,6 +195,10 @@ class Drainer(Intake):
         """Leave Ctrl-C, which a terminal sends to every process of the group, to the arbiter."""
         super().init_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def at_once(self, held: bytearray) -> bytes | None:
+        """Refuse work while the queue is full."""
+        return early(self.wsgi.extensions["dexml"], held)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Mark the service as draining before anything else."""

@@ -74,3 +74,46 @@ def test_an_unread_body_does_not_spoil_the_next_request_of_a_connection(running_
                     length = int(line.split(b":")[1]) if line.startswith(b"content-length") else length
                 assert json.loads(read.read(length))["status"] == 429
         blocker.join()
+
+
+HEAD = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\nContent-Length: 2\r\n"
+
+
+def test_an_early_answer_is_whole(full):
+    from serve.shedding import early
+
+    service = full.extensions["dexml"]
+    for more in (b"", b"Connection: keep-alive\r\n"):
+        head, _, body = early(service, HEAD + more + b"\r\n{}").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 Too Many Requests\r\n") and f"Content-Length: {len(body)}".encode() in head
+        assert b"X-Request-ID: mine" in head and b"Retry-After: " in head and json.loads(body)["request_id"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        HEAD + b"\r\n{",
+        HEAD + b"\r\n{}POST /",
+        HEAD + b"Content-Length: 3\r\n\r\n{}",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n{}",
+        HEAD + b"Connection: close\r\n\r\n{}",
+        HEAD + b"Expect: 100-continue\r\n\r\n{}",
+        HEAD + b"X: a\r\n b\r\n\r\n{}",
+        HEAD + b"X: a\nY: b\r\n\r\n{}",
+        b"GET /v1/search HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        b"POST /v1/search HTTP/1.0\r\nContent-Length: 0\r\n\r\n",
+        b"POST /v1/snapshots HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_whose_end_is_in_doubt_is_left_to_gunicorn(full, request_: bytes):
+    from serve.shedding import early
+
+    assert early(full.extensions["dexml"], request_) is None
+
+
+def test_refusals_are_counted(full):
+    full.test_client().post("/v1/search", json={})
+    page = full.extensions["dexml"].metrics.page()[0].decode()
+    assert 'dexml_http_requests_total{method="POST",route="/v1/search",status="429"} 1.0' in page
+    assert 'dexml_rejected_total{reason="queue_full"} 1.0' in page
