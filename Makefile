@@ -10,7 +10,7 @@ bin    := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench gpu lock clean
+.PHONY: help setup demo check test bench soak gpu lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench: setup ## time kernels and losses beside their peers; with DATA=DIR also P
 	@for file in search softmax losses; do echo "== $$file"; $(bin)/python benchmarks/bench_$$file.py || exit 1; done
 	@if [ -n "$(DATA)" ]; then for file in peers ablation; do echo "== $$file"; \
 	  $(bin)/python benchmarks/bench_$$file.py $(DATA) || exit 1; done; fi
+
+soak: setup ## half an hour of faults: kills, flipped bits, threads, overload, swaps, signals; fails if anything is wrong
+	@for file in kill_store soak_store soak_serve; do echo "== $$file"; $(bin)/python benchmarks/$$file.py || exit 1; done
 
 gpu: ## on a machine with an NVIDIA GPU: every kernel against the reference, then the benchmarks
 	@python3 benchmarks/gpu.py

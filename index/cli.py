@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
+from dexml.errors import InputError
+
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @click.argument("text")
 @click.option("-k", "k", type=int, default=5, show_default=True, help="How many labels.")
 @click.option("--index", help="Another index than the bundle's own: faiss or exact.")
 @click.option("--why", is_flag=True, help="With the training queries that speak for each label, where the bundle keeps them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def search(bundle: Path, text: str, k: int, index: str | None, why: bool, as_json: bool) -> None:
-    """Print the labels of BUNDLE that fit TEXT best, with score and probability over all labels."""
+def search(bundle: str, text: str, k: int, index: str | None, why: bool, as_json: bool) -> None:
+    """Print the labels of BUNDLE that fit TEXT best, with score and probability over all labels.
+
+    BUNDLE is a folder, or the address of a service, as http://127.0.0.1:8080; its key is read from DEXML_API_KEY.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from index.retriever import Retriever
-
-    retriever = Retriever.open(bundle, index)
-    found = retriever.search([text], k, normalize="all", why=why)
-    probabilities = found.probabilities()
-    assert probabilities is not None
-    answers = [
-        {
-            "id": found.labels.ids[number],
-            "score": round(float(found.topk.scores[0, place]), 6),
-            "probability": round(float(probabilities[0, place]), 6),
-            "text": found.labels.texts[number],
-            **({"why": [reason._asdict() for reason in found.why[0][place]]} if why else {}),
-        }
-        for place, number in enumerate(found.topk.ids[0].tolist())
-        if number >= 0
-    ]
-    if not found.known[0]:
+    if bundle.startswith(("http://", "https://")):
+        if index is not None:
+            raise click.UsageError("--index goes with a folder; a service has its own")
+        known, answers = _ask_service(bundle, text, k, why)
+    else:
+        known, answers = _ask_folder(Path(bundle), text, k, index, why)
+    if not known:
         click.echo("no word of this text is known to the model", err=True)
     if as_json:
         click.echo(json.dumps(answers, ensure_ascii=False, indent=1))
@@ -55,6 +51,52 @@ def search(bundle: Path, text: str, k: int, index: str | None, why: bool, as_jso
         for reason in answer.get("why", []):
             table.add_row("", f"{reason['similarity']:.3f}", "", Text(f"← {reason['text']}"))
     Console(highlight=False).print(table)
+
+
+def _ask_folder(bundle: Path, text: str, k: int, index: str | None, why: bool) -> tuple[bool, list[dict[str, Any]]]:
+    """Return whether the text is known to the model, and the answers in JSON's terms."""
+    from index.retriever import Retriever
+
+    retriever = Retriever.open(bundle, index)
+    found = retriever.search([text], k, normalize="all", why=why)
+    probabilities = found.probabilities()
+    assert probabilities is not None
+    return found.known[0], [
+        {
+            "id": found.labels.ids[number],
+            "score": round(float(found.topk.scores[0, place]), 6),
+            "probability": round(float(probabilities[0, place]), 6),
+            "text": found.labels.texts[number],
+            **({"why": [reason._asdict() for reason in found.why[0][place]]} if why else {}),
+        }
+        for place, number in enumerate(found.topk.ids[0].tolist())
+        if number >= 0
+    ]
+
+
+def _ask_service(url: str, text: str, k: int, why: bool) -> tuple[bool, list[dict[str, Any]]]:
+    """Return the same of a running service."""
+    try:
+        from dexml.client import Client, DexmlError
+    except ModuleNotFoundError as error:
+        raise InputError(str(error)) from None
+    try:
+        with Client(url) as client:
+            include: list[Literal["text", "probability", "why"]] = ["text", "probability"]
+            include += ["why"] if why else []
+            result = client.search(text, top_k=k, normalize="all", include=include)[0]
+    except (DexmlError, ValueError) as error:
+        raise InputError(f"{url}: {error}") from None
+    return result.known, [
+        {
+            "id": label.id,
+            "score": round(label.score, 6),
+            "probability": None if label.probability is None else round(label.probability, 6),
+            "text": label.text,
+            **({"why": [asdict(reason) for reason in label.why or ()]} if why else {}),
+        }
+        for label in result.labels
+    ]
 
 
 @click.command()

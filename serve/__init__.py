@@ -29,6 +29,7 @@ def create_app(
     from dexml import __version__
     from serve import api, errors, indexes_api, labels_api, logs, metrics, probes
     from serve.keys import Keys
+    from serve.shedding import Shedding
     from serve.watchdog import Watchdog
     from serve.worker import Worker
 
@@ -67,6 +68,7 @@ def create_app(
         from serve import tracing
 
         tracing.install(app, tracing.provider(settings.otel))
+    app.wsgi_app = Shedding(app.wsgi_app, app.extensions["dexml"])  # type: ignore[method-assign]
     worker.start()
     Watchdog(worker, settings.watchdog_s, on_fault).start()
     return app

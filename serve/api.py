@@ -61,6 +61,11 @@ def service() -> Service:
     return found
 
 
+def request_id_of(given: str) -> str:
+    """Return the id a client gave, where it is one, or a new one."""
+    return given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
 def reads_json(view: Callable[..., Response]) -> Callable[..., Response]:
     """Give `view` its `body`, read by our own loader and checked against the model it is annotated with, and its `path`."""
     hints = get_type_hints(view)
@@ -181,8 +186,7 @@ def install(app: Flask) -> None:
 
     def begin() -> None:
         g.received = time.monotonic()
-        given = request.headers.get("X-Request-ID", "")
-        g.request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        g.request_id = request_id_of(request.headers.get("X-Request-ID", ""))
         host, settings = request.headers.get("Host"), service().settings
         # HTTP/1.0 need not name a host; a browser always does.
         if host is not None and not is_allowed(host, settings.host, settings.allowed_hosts):

@@ -14,6 +14,7 @@ import resource
 import selectors
 import socket
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -143,8 +144,26 @@ class Intake(ThreadWorker):  # type: ignore[misc]
         if not held:  # it was closed without a word
             self._forget(conn)
             return
+        if self.alive and (answer := self.at_once(held)) is not None:
+            self._answer(conn, answer)
+            return
         conn.parser.unreader.unread(bytes(held))
         super().enqueue_req(conn)
+
+    def at_once(self, held: bytearray) -> bytes | None:
+        """Return the answer to a request that needs no thread, short and without waiting; None for all others."""
+        return None
+
+    def _answer(self, conn: Any, answer: bytes) -> None:
+        """Send a short answer from this thread, and keep the connection where all of it fitted into the socket."""
+        try:
+            sent = conn.sock.send(answer)
+        except OSError:
+            sent = 0
+        done: Future[bool] = Future()
+        done.set_result(sent == len(answer))
+        conn.parser.unreader.deadline = math.inf
+        self.finish_request(conn, done)
 
     def _on_parting(self, conn: Any, _: Any) -> None:
         try:

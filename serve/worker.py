@@ -121,12 +121,19 @@ class Worker:
             raise Problem("not_ready", "the model is still loading", headers=_retry(1))
         return self.serving
 
+    def overload(self) -> Problem | None:
+        """Return the refusal that a request would meet now because the queue is full; None where there is room."""
+        waiting = self._inflight
+        if waiting < self._settings.max_inflight:
+            return None
+        seconds = max(1, math.ceil(waiting * self._request_s))
+        return Problem("overloaded", f"{waiting} requests are already waiting", headers=_retry(seconds))
+
     def _admit(self, ask: Ask | Edit, deadline: float) -> Ticket:
         with self._changed:
             self.check_ready()
-            if self._inflight >= self._settings.max_inflight:
-                seconds = math.ceil(self._inflight * self._request_s)
-                raise Problem("overloaded", f"{self._inflight} requests are already waiting", headers=_retry(max(1, seconds)))
+            if (problem := self.overload()) is not None:
+                raise problem
             ticket = Ticket(ask, deadline, time.monotonic())
             self._queue.append(ticket)
             self._inflight += 1

@@ -25,6 +25,7 @@ from serve.hosts import shown
 from serve.intake import Intake, Stalled, connections_for
 from serve.metrics import OTHER
 from serve.settings import Settings
+from serve.shedding import early
 
 if TYPE_CHECKING:
     from index.retriever import Retriever
@@ -175,6 +176,17 @@ class Master(Arbiter):  # type: ignore[misc]
         """Drain, as on SIGTERM."""
         self.handle_term()
 
+    def stop(self, graceful: bool = True) -> None:
+        """Drain, and end at once when told again: what was acknowledged is on disk, so only unanswered clients lose by it."""
+
+        def end(*_: Any) -> None:
+            self.log.error_log.disabled = True  # gunicorn would guess at a lack of memory
+            self.kill_workers(signal.SIGKILL)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        super().stop(graceful)
+
 
 class Drainer(Intake):
     """The thread worker, which refuses new connections while it finishes the work it has."""
@@ -183,6 +195,10 @@ class Drainer(Intake):
         """Leave Ctrl-C, which a terminal sends to every process of the group, to the arbiter."""
         super().init_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def at_once(self, held: bytearray) -> bytes | None:
+        """Refuse work while the queue is full."""
+        return early(self.wsgi.extensions["dexml"], held)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Mark the service as draining before anything else."""

@@ -24,7 +24,7 @@ import anyio
 from dexml.client import calls
 from dexml.client.calls import CallOptions
 from dexml.client.exchange import DexmlError, Patience, Plan, Reply, Send, httpx, perform
-from dexml.client.results import Info, Label, NewLabel, Ranked, Result, Search, StoredLabel, Written
+from dexml.client.results import Info, Label, NewLabel, Ranked, Reason, Result, Search, StoredLabel, Written
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -195,6 +195,7 @@ __all__ = [
     "Label",
     "NewLabel",
     "Ranked",
+    "Reason",
     "Result",
     "Search",
     "StoredLabel",

@@ -80,7 +80,7 @@ def embed(
     texts: str | Sequence[str], input_type: Literal["query", "label"] = "query", **options: Unpack[CallOptions]
 ) -> Plan[list[list[float]]]:
     """Return the unit rows (B, D) of texts, as the model reads queries or labels."""
-    fields = {"model": "dexml", "input": _texts(texts), "input_type": input_type, "encoding_format": "float"}
+    fields = {"input": _texts(texts), "input_type": input_type, "encoding_format": "float"}
     return _ask(_post("/v1/embeddings", fields, read_embeddings, options))
 
 
@@ -88,7 +88,7 @@ def rerank(
     query: str, documents: Sequence[str], top_n: int | None = None, **options: Unpack[CallOptions]
 ) -> Plan[list[Ranked]]:
     """Return the documents by descending score."""
-    fields: dict[str, Any] = {"model": "dexml", "query": query, "documents": list(documents), "return_documents": True}
+    fields: dict[str, Any] = {"query": query, "documents": list(documents), "return_documents": True}
     if top_n is not None:
         fields["top_n"] = top_n
     return _ask(_post("/v1/rerank", fields, read_ranking, options))
@@ -132,9 +132,9 @@ def indexes(**options: Unpack[CallOptions]) -> Plan[dict[str, Any]]:
 
 
 def activate(version: str, **options: Unpack[CallOptions]) -> Plan[str]:
-    """Have another version of the index served; return its name."""
+    """Have another version of the index served; return its name, a new one where it was not the newest."""
     path = f"/v1/indexes/{quote(version, safe='')}/activate"
-    return _ask(Call("POST", path, lambda document: str(document["index_version"]), **options))
+    return _ask(_post(path, {}, lambda document: str(document["index_version"]), options))
 
 
 def wait_until_ready(timeout: float = 60.0) -> Plan[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -10,18 +10,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
-    """A label of an answer; what was not asked for, or is not defined, is None.
+class Reason:
+    """A training query that has the label, and its cosine with the query."""
 
-    `rank_score` orders diverse answers; `why` holds {"text", "similarity"} of the nearest training queries.
-    """
+    text: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label of an answer; what was not asked for, or is not defined, is None. `rank_score` orders diverse answers."""
 
     id: str
     score: float
-    rank_score: float | None = None
     probability: float | None = None
     text: str | None = None
-    why: Sequence[Mapping[str, Any]] | None = None
+    rank_score: float | None = None
+    why: tuple[Reason, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,11 @@ class StoredLabel:
 
 @dataclass(frozen=True, slots=True)
 class NewLabel:
-    """A label to put there: its `text` is encoded, unless an `embedding` (D) is given; then the text is only shown."""
+    """A label to put there: its `text` is encoded, unless there is an `embedding` (D, any array); then it is only shown."""
 
     id: str
     text: str | None = None
-    embedding: Sequence[float] | None = None
+    embedding: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +131,12 @@ def made(kind: Callable[..., T], document: Any, **given: Any) -> T:
 
 def read_search(document: Any) -> Search:
     """Return the answer of /v1/search."""
-    results = tuple(
-        made(Result, result, labels=tuple(made(Label, label) for label in result["labels"])) for result in document["results"]
-    )
+
+    def one(label: Any) -> Label:
+        reasons = label.get("why")
+        return made(Label, label, why=None if reasons is None else tuple(made(Reason, reason) for reason in reasons))
+
+    results = tuple(made(Result, result, labels=tuple(map(one, result["labels"]))) for result in document["results"])
     return made(Search, document, results=results)
 
 
@@ -159,4 +167,4 @@ def read_info(document: Any) -> Info:
     return made(Info, document, everything=document)
 
 
-__all__ = ["Info", "Label", "NewLabel", "Page", "Ranked", "Result", "Search", "StoredLabel", "Written"]
+__all__ = ["Info", "Label", "NewLabel", "Page", "Ranked", "Reason", "Result", "Search", "StoredLabel", "Written"]

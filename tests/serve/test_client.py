@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import os
 import socket
 import subprocess
@@ -12,13 +13,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("httpx")
-from dexml.client import AsyncClient, Client, DexmlError, Label, NewLabel
+from dexml.client import AsyncClient, Client, DexmlError, Label, NewLabel, Ranked, Reason
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +75,8 @@ def test_a_search_is_what_the_service_answers(client, server):
     assert (found.id, found.index_version, len(found)) == ("mine-1", raw["index_version"], 2)
     for result, expected in zip(found.results, raw["results"], strict=True):
         assert [label.id for label in result.labels] == [label["id"] for label in expected["labels"]]
-        assert result.labels[0] == Label(**expected["labels"][0]) and result.exact and result.known
+        known = {field.name: expected["labels"][0][field.name] for field in fields(Label)}
+        assert result.labels[0] == Label(**known) and result.exact and result.known
     with pytest.raises(AttributeError):
         found[0].labels[0].score = 1.0
 
@@ -112,6 +115,34 @@ def test_writes_go_in_parts(writable):
         assert sum(1 for _ in client.labels()) == before + 2503
         gone = client.delete(label.id for label in new)
         assert gone.deleted == 1500 and gone.labels == before + 1003
+
+
+def test_rows_and_rankings_are_read_in_the_order_of_the_texts():
+    rows = '200 OK\n\n{"data": [{"index": 1, "embedding": [0, 1]}, {"index": 0, "embedding": [1, 0]}], "model": "m"}'
+    ranking = '200 OK\n\n{"results": [{"index": 1, "relevance_score": 0.5, "document": {"text": "b"}, "id": null}]}'
+    with foreign(rows, ranking) as (url, seen), Client(url) as client:
+        assert client.embed(["a", "b"]) == [[1.0, 0.0], [0.0, 1.0]]
+        assert client.rerank("a", ["a", "b"], 1) == [Ranked(1, 0.5, "b")]
+    assert seen[0].startswith("POST /v1/embeddings ") and seen[1].startswith("POST /v1/rerank ")
+
+
+def test_an_answer_may_say_why():
+    label = '{"id": "a", "score": 1, "why": [{"text": "q", "similarity": 0.5}], "from the future": 1}'
+    result = f'{{"labels": [{label}], "exact": true, "known": true, "truncated": false}}'
+    answer = f'200 OK\n\n{{"id": "r", "model": "m", "index_version": "v1", "results": [{result}], "timing_ms": {{}}}}'
+    with foreign(answer) as (url, _), Client(url) as client:
+        assert client.search("x", include=["why"])[0].labels == (Label("a", 1, why=(Reason("q", 0.5),)),)
+
+
+def test_versions_are_listed_and_activated(writable):
+    with Client(writable.url) as client:
+        first = client.indexes()["versions"][0]["name"]
+        client.upsert([NewLabel("later", "a thing that comes later")])
+        assert client.label("later").id == "later"
+        assert client.activate(first) != first and client.indexes()["index_version"] != first
+        with pytest.raises(DexmlError) as caught:
+            client.activate("../v1")
+        assert caught.value.status == 404
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +286,22 @@ def test_a_date_to_come_back_at():
     assert 8 < seconds(email.utils.formatdate(time.time() + 10, usegmt=True)) <= 10
     assert seconds(email.utils.formatdate(time.time() - 10, usegmt=True)) == 0
     assert seconds("7") == 7 and [seconds(value) for value in ("", "soon", "-1", "1.5")] == [None] * 4
+
+
+def test_the_command_line_asks_a_service_as_it_does_a_folder(real, tiny_bundle):
+    from click.testing import CliRunner
+
+    from dexml.__main__ import command
+    from dexml.errors import InputError
+
+    def ask(where: str, *options: str) -> object:
+        done = CliRunner().invoke(command, ["search", where, "sorting of arrays", *options])
+        return json.loads(done.stdout) if done.exit_code == 0 else done.exception
+
+    here, there = ask(str(tiny_bundle), "--json"), ask(real.url, "--json")
+    assert [answer["id"] for answer in here] == [answer["id"] for answer in there] and here[0].keys() == there[0].keys()
+    refused = ask(real.url, "-k", "5000")
+    assert isinstance(refused, InputError) and "top_k must be between" in str(refused)
 
 
 def test_the_key_travels_and_is_not_shown(monkeypatch):

@@ -142,3 +142,20 @@ def test_sigterm_answers_what_was_accepted_and_refuses_new_work_with_503(to_drai
 
 def test_no_control_socket_is_left(real):
     assert not (Path.home() / ".gunicorn" / "gunicorn.ctl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_drain_at_once(running_servers, number: int):
+    with running_servers(["tests/serve/stand_in.py", "0", "admin_port=0"]) as (server,):
+        with socket.create_connection(server.address) as waiting:
+            body = json.dumps({"queries": ["slow 9000"], "timeout_ms": 20_000}).encode()
+            head = (
+                f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            )
+            waiting.sendall(f"{head}\r\n\r\n".encode() + body)
+            time.sleep(0.3)
+            server.process.send_signal(number)
+            time.sleep(0.3)
+            assert server.process.poll() is None
+            server.process.send_signal(number)
+            server.process.wait(1)
