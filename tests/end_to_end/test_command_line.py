@@ -151,7 +151,9 @@ def interrupted(config: Path, out: Path, *settings: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("phases", [1, 2])
-def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config: Path, tmp_path: Path, phases: int):
+def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(
+    tiny_config: Path, tmp_path: Path, phases: int, capsys: pytest.CaptureFixture[str]
+):
     settings = ["--set", "training.epochs=80", "--set", "training.patience=1000"]
     if phases == 2:  # a watched run, and then a refit on all rows
         settings += ["--set", "validation.fraction=0.3", "--set", "validation.refit=true"]
@@ -161,14 +163,15 @@ def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config:
     assert not versions.current(tmp_path / "cut" / "bundle")[1].training.finished
     assert Retriever.open(tmp_path / "cut").search(["sort an array"], 1).topk.ids.shape == (1, 1)
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
-    other = run("train", tiny_config, "--set", f"out={tmp_path / 'cut'}", "--set", "training.epochs=5", "--resume")
-    assert other.returncode == 2 and "another config" in other.stderr
+    again = ["train", str(tiny_config), "--set", f"out={tmp_path / 'cut'}"]
+    with pytest.raises(SystemExit) as ended:
+        main([*again, "--set", "training.epochs=5", "--resume"])
+    assert ended.value.code == 2 and "another config" in capsys.readouterr().err
 
-    rest = run("train", tiny_config, "--set", f"out={tmp_path / 'cut'}", *settings, "--resume")
-    assert rest.returncode == 0 and "resumed at step" in rest.stderr, rest.stderr
-    whole = run("train", tiny_config, "--set", f"out={tmp_path / 'whole'}", *settings)
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stderr.count("epoch 80/80") == phases
+    main_ok([*again, *settings, "--resume"])
+    assert "resumed at step" in capsys.readouterr().err
+    main_ok(["train", str(tiny_config), "--set", f"out={tmp_path / 'whole'}", *settings])
+    assert capsys.readouterr().err.count("epoch 80/80") == phases
     for name in ("encoder/tower.safetensors", "embeddings.safetensors"):
         cut, never = (versions.current(tmp_path / run / "bundle")[0] for run in ("cut", "whole"))
         assert (cut / name).read_bytes() == (never / name).read_bytes(), name
