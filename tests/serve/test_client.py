@@ -209,9 +209,8 @@ def test_a_full_server_is_asked_again_when_it_says(full):
         assert slow.result()[0].labels
 
 
-def test_a_server_that_starts_late_is_waited_for():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_server_that_starts_late_is_waited_for(unused_ports):
+    port = next(unused_ports)
     with Client(f"http://127.0.0.1:{port}") as client:
         with pytest.raises(DexmlError) as caught:
             client.search("sort", timeout=0.3)
