@@ -151,7 +151,7 @@ def writable(running_servers, tiny_bundle, tmp_path_factory):
 
     bundle = tmp_path_factory.mktemp("client") / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    with running_servers(["-m", "dexml", "serve", str(bundle), "--port", "0", "--writable"]) as servers:
+    with running_servers(["-m", "dexml", "serve", str(bundle), "--port", "0", "--admin-port", "0", "--writable"]) as servers:
         yield servers[0]
 
 
