@@ -203,7 +203,7 @@ def test_a_full_server_is_asked_again_when_it_says(full):
         start = time.monotonic()
         with pytest.raises(DexmlError, match="overloaded"):
             client.search("sort", timeout=0.9)  # Retry-After would be too late: told at once
-        assert time.monotonic() - start < 0.2
+        assert time.monotonic() - start < 0.8
         assert client.search("sort an array")[0].labels[0].id == "numpy.sort"
         assert 1 <= time.monotonic() - start < 5
         assert slow.result()[0].labels
