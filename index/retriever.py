@@ -17,6 +17,7 @@ from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
+from index.embedded import Embedded, embed
 from index.live import Live, LiveIndex, LiveLabels
 from index.store import Store, version_of
 
@@ -128,6 +129,13 @@ class Retriever:
             "temperature": self.temperature,
             "created": manifest.created,
             "dexml": manifest.dexml,
+            "training": {
+                "format": manifest.data.format,
+                "rows": manifest.data.train_rows,
+                "steps": manifest.training.step,
+                "finished": manifest.training.finished,
+                "commit": manifest.training.commit,
+            },
             "examples": list(manifest.examples),
         }
 
@@ -175,6 +183,10 @@ class Retriever:
         temperature ≤ 0 or an unknown normaliser.
         """
         return _search(self.store.live, queries, k, candidates, temperature, normalize)
+
+    def embed(self, queries: Sequence[str] = (), labels: Sequence[str] = (), ids: Sequence[str] = ()) -> Embedded:
+        """Return the rows of texts read as queries and as labels are, and of the labels named, all of one version."""
+        return embed(self.store.live, queries, labels, ids)
 
 
 def _search(

@@ -22,7 +22,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     from flask_openapi3.openapi import OpenAPI
 
     from dexml import __version__
-    from serve import api, errors, labels_api, probes
+    from serve import api, compat_api, docs_page, errors, labels_api, probes
     from serve.worker import Worker
 
     def open_retriever() -> Retriever:
@@ -50,6 +50,8 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     app.register_api(api.api)
     app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
+    app.register_api(compat_api.compat_api)
+    app.register_api(docs_page.docs_page)
     worker.start()
     return app
 

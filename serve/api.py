@@ -7,8 +7,9 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
+from http import HTTPStatus
 from typing import Any, TypeVar, get_type_hints
 
 from flask import Flask, Response, current_app, g, request
@@ -21,6 +22,7 @@ from serve.answers import ask_of, results_of
 from serve.body import read_json
 from serve.errors import Problem, from_validation
 from serve.hosts import is_allowed
+from serve.repeated import Repeated
 from serve.schemas import Info, SearchRequest, SearchResponse
 from serve.settings import Settings
 from serve.worker import Worker
@@ -36,7 +38,12 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-REFUSALS = (400, 404, 405, 413, 415, 421, 422, 429, 500, 503, 504)
+# The statuses that operations document, each of which a test provokes: what any may answer, one that reads a body, one that
+# waits for the owner of the model, and all of them with 404.
+ANSWERS = (421, 500, 503)
+READS_JSON = (400, 413, 415, 422)
+ASKS = (429, 504)
+REFUSALS = (*ANSWERS, *READS_JSON, *ASKS, 404)
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -47,6 +54,7 @@ class Service:
 
     settings: Settings
     worker: Worker
+    repeated: Repeated = field(default_factory=Repeated)
 
 
 def service() -> Service:
@@ -82,7 +90,8 @@ def answer(document: dict[str, Any], headers: dict[str, str] | None = None) -> R
 def refusals(*codes: int) -> dict[int | str, Any]:
     """Return the OpenAPI entry of each error status."""
     schema = {"$ref": "#/components/schemas/ProblemBody"}
-    return {code: {"content": {"application/problem+json": {"schema": schema}}} for code in codes}
+    content = {"application/problem+json": {"schema": schema}}
+    return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in sorted(codes)}
 
 
 api = APIBlueprint("v1", __name__)
@@ -125,7 +134,7 @@ def search(body: SearchRequest) -> Response:
     "/v1/info",
     summary="What is being served",
     tags=[Tag(name="search")],
-    responses={200: Info, **refusals(405, 421, 422, 500, 503)},
+    responses={200: Info, **refusals(*ANSWERS)},
 )
 def info() -> Response:
     """Return the model, the index, the choices made for this machine, and the limits."""
@@ -174,10 +183,9 @@ def install(app: Flask) -> None:
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
         for name, value in SECURITY_HEADERS.items():
-            response.headers[name] = value
+            response.headers.setdefault(name, value)
         response.headers.setdefault("Server-Timing", f"total;dur={(time.monotonic() - g.received) * 1000:.3f}")
-        if request.endpoint not in ("static", "v1.page"):
-            response.headers["Cache-Control"] = "no-store"
+        response.headers.setdefault("Cache-Control", "no-store")  # files have their own
         return response
 
     app.before_request(begin)

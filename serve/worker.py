@@ -19,9 +19,10 @@ import torch
 from dexml.label_log import Change
 from index.retriever import Found, Normalize, Retriever
 from index.store import Store
+from serve.embeddings import embed_all
 from serve.errors import Fault, Problem
 from serve.settings import Settings
-from serve.tickets import Ask, Edit, Serving, Ticket
+from serve.tickets import Ask, Edit, Encode, Serving, Ticket
 
 log = logging.getLogger("dexml.serve")
 
@@ -65,9 +66,12 @@ class Worker:
         """Return how many requests are queued or running."""
         return self._inflight
 
-    def answer(self, ask: Ask | Edit, deadline: float) -> Ticket:
-        """Return the finished ticket of `ask`. Raises Problem: overloaded, draining, deadline_exceeded, internal and so on."""
-        ticket = self._admit(ask, deadline)
+    def answer(self, ask: Ask | Encode | Edit, deadline: float, *, admitted: bool = False) -> Ticket:
+        """Return the finished ticket of `ask`. Raises Problem: overloaded, draining, deadline_exceeded, internal and so on.
+
+        `admitted` is for the next part of a request whose first part was let in: it is not turned away half done.
+        """
+        ticket = self._admit(ask, deadline, admitted)
         if not ticket.done.wait(max(0.0, deadline - time.monotonic())):
             self._abandon(ticket)
             raise Problem("deadline_exceeded", "no answer within the deadline")
@@ -92,10 +96,11 @@ class Worker:
             raise Problem("not_ready", "the model is still loading", headers=_retry(1))
         return self.serving
 
-    def _admit(self, ask: Ask | Edit, deadline: float) -> Ticket:
-        self.check_ready()
+    def _admit(self, ask: Ask | Encode | Edit, deadline: float, admitted: bool) -> Ticket:
+        if not admitted:
+            self.check_ready()
         with self._changed:
-            if self._inflight >= self._settings.max_inflight:
+            if self._inflight >= self._settings.max_inflight and not admitted:
                 seconds = math.ceil(self._inflight * self._request_s)
                 raise Problem("overloaded", f"{self._inflight} requests are already waiting", headers=_retry(max(1, seconds)))
             ticket = Ticket(ask, deadline, time.monotonic())
@@ -191,6 +196,12 @@ class Worker:
             self._write(batch[0], batch[0].ask, self.serving)
             return
         try:
+            if isinstance(batch[0].ask, Encode):
+                asks = [ticket.ask for ticket in batch if isinstance(ticket.ask, Encode)]
+                for ticket, embedded in zip(batch, embed_all(self.serving.retriever, asks), strict=True):
+                    ticket.embedded, ticket.serving, ticket.started = embedded, self.serving, started
+                    self._finish(ticket)
+                return
             found = _search(self.serving.retriever, [ticket.ask for ticket in batch if isinstance(ticket.ask, Ask)])
         except Exception:
             if len(batch) > 1:
@@ -212,6 +223,8 @@ class Worker:
         """Encode what has to be, and write; compaction goes its own way when it is due."""
         store = serving.store
         try:
+            if edit.check is not None:
+                edit.check(store)
             texts = [text for _, text, row in edit.put if row is None and text is not None]
             rows = serving.retriever.model.embed_labels(texts).numpy() if texts else ()
             encoded = iter(rows)
