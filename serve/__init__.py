@@ -51,7 +51,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
     app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
     app.register_api(compat_api.compat_api)
-    app.register_api(docs_page.docs_page)
+    app.register_blueprint(docs_page.docs_page)
     worker.start()
     return app
 

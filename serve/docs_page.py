@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from flask import Response, send_file
-from flask_openapi3.blueprint import APIBlueprint
+from flask import Blueprint, Response, send_file
 
 from serve.api import SECURITY_HEADERS
 from serve.errors import Problem
@@ -22,10 +21,10 @@ ASSETS: Mapping[str, Path] = {
 # Swagger UI's style sheet holds its pictures as data.
 HEADERS = {"Content-Security-Policy": f"{SECURITY_HEADERS['Content-Security-Policy']}; img-src 'self' data:"}
 
-docs_page = APIBlueprint("docs", __name__)
+docs_page = Blueprint("docs", __name__)
 
 
-@docs_page.get("/docs", doc_ui=False)
+@docs_page.get("/docs")
 def page() -> Response:
     """Return the page that shows /openapi.json, and tries it out."""
     reply = send_file(OURS / "index.html", max_age=0)
@@ -33,7 +32,7 @@ def page() -> Response:
     return reply
 
 
-@docs_page.get("/docs/<name>", doc_ui=False)
+@docs_page.get("/docs/<name>")
 def asset(name: str) -> Response:
     """Return a file of the page."""
     if name not in ASSETS:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,81 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-MISSING = "no chromium on this machine (apt-get install chromium)"
-
-# Where nobody reads what was skipped, a missing browser is a failure: the fixture `browser` says so.
-pytestmark = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason=MISSING)
-
-
-@contextlib.contextmanager
-def served(*arguments: str):
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    line = process.stdout.readline()
-    try:
-        yield re.search(r"http://\S+/", line).group()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
-        process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def stand_in():
-    with served("tests/serve/stand_in.py", "0") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    if CHROMIUM is None:
-        pytest.fail(MISSING)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open pages that may neither log an error nor ask another origin."""
-    contexts = []
-    complaints: list[str] = []
-
-    def open_at(url: str, width: int = 1200, height: int = 900, scheme: str = "light", **more):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **more)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(url) else complaints.append(request.url))
-        page.goto(url)
-        page.wait_for_selector("#dot.up")
-        return page
-
-    open_at.complaints = complaints
-    yield open_at
-    for context in contexts:
-        context.close()
-    assert complaints == []
+MISSING = "no chromium on this machine"
 
 
 def ask(page, text: str) -> None:
@@ -122,7 +46,7 @@ def test_answers_appear_as_one_types(open_page, stand_in):
     assert page.locator("#message").is_hidden()
 
 
-def test_a_trained_bundle_answers_within_100_ms(open_page, tiny_bundle):
+def test_a_trained_bundle_answers_within_100_ms(open_page, tiny_bundle, served):
     with served("-m", "dexml", "serve", str(tiny_bundle), "--port", "0") as url:
         page = open_page(url)
         ask(page, "how to warm up")
@@ -313,7 +237,7 @@ def test_the_report_of_a_training_fetches_nothing_and_reads_well_on_a_phone(brow
 
 
 @pytest.mark.skipif("DEXML_SCREENSHOTS" not in os.environ, reason="DEXML_SCREENSHOTS names no folder")
-def test_screenshots(open_page, stand_in):
+def test_screenshots(open_page, stand_in, served):
     folder = Path(os.environ["DEXML_SCREENSHOTS"])
     folder.mkdir(parents=True, exist_ok=True)
     bundle = os.environ.get("DEXML_SCREENSHOT_BUNDLE")

@@ -17,6 +17,7 @@ import torch
 
 from dexml.types import LabelTable, TopK
 from index.embedded import Embedded
+from index.live import LiveLabels
 from index.retriever import CANDIDATES, Found
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -61,7 +62,12 @@ class StandIn:
         self.dimension = DIMENSION
         self.exact = True
         self.temperature = 0.05
-        self.store = SimpleNamespace(name="v000001", live=SimpleNamespace(labels=self.labels), due=False)
+        self.store = SimpleNamespace(
+            name="v000001",
+            live=SimpleNamespace(labels=LiveLabels(self.labels, np.zeros(len(LABELS), dtype=np.int64))),
+            bundle=SimpleNamespace(root=SimpleNamespace(name="v000001")),
+            due=False,
+        )
         self.batches: list[int] = []
         self.seen: list[str] = []
         self.asked: dict[str, list[str]] = {"queries": [], "labels": [], "ids": []}
