@@ -36,6 +36,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
         info=Info(title="dexml", version=__version__, summary="Extreme multi-label retrieval"),
         doc_ui=False,
         validation_error_model=errors.ProblemBody,
+        validation_error_status=503,  # which every route describes itself: to others flask-openapi3 adds a 422 of its own
         static_folder="playground",
         static_url_path="/static",
     )

@@ -1,4 +1,4 @@
-"""What /openapi.json says: it is the committed file, whole, and every status it names for a route is one that the route gives."""
+"""What /openapi.json says: it is the committed file, and every status it names for a route is one that the route gives."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ def keep_busy(app: Any) -> threading.Thread:
 
 def ask(app: Any, name: str, **more: Any) -> int:
     method, path = name.split()
-    path = path.format(label_id=more.pop("id", "numpy.sort"), model_id=more.pop("id", "stand-in")) + more.pop("query", "")
+    given = more.pop("id", None)
+    path = path.format(label_id=given or "numpy.sort", model_id=given or "stand-in") + more.pop("query", "")
     if name in EXAMPLES and not {"json", "data"} & set(more):
         more["json"] = example_of(name)
     reply = app.test_client().open(path, method=method, **more)
@@ -166,11 +167,12 @@ def provoke(apps: dict[str, Any], name: str, status: int) -> int:
     try:
         if status != 409:
             return ask(app, name)
-        first = threading.Thread(target=ask, args=(app, name), kwargs={"headers": {"Idempotency-Key": name}})
+        key = {"Idempotency-Key": name.replace(" ", ":")}
+        first = threading.Thread(target=ask, args=(app, name), kwargs={"headers": key})
         first.start()
-        while app.extensions["dexml"].worker.inflight < 2:
+        while first.is_alive() and app.extensions["dexml"].worker.inflight < 2:
             time.sleep(0.005)
-        again = ask(app, name, headers={"Idempotency-Key": name})
+        again = ask(app, name, headers=key)
         first.join()
         return again
     finally:
