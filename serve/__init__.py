@@ -35,6 +35,7 @@ def create_app(settings: Settings, retriever: Retriever | Callable[[], Retriever
         "serve",
         info=Info(title="dexml", version=__version__, summary="Extreme multi-label retrieval"),
         doc_ui=False,
+        security_schemes={},  # None is written as null, which OpenAPI forbids
         validation_error_model=errors.ProblemBody,
         validation_error_status=503,  # which every route describes itself: to others flask-openapi3 adds a 422 of its own
         static_folder="playground",
