@@ -102,6 +102,7 @@ def test_labels_are_listed_page_by_page(writable):
         ({"labels": [{"id": "a", "text": " "}]}, 422, "empty", "/labels/0/text"),
         ({"labels": [{"id": "a", "text": "sorting"}, {"id": "b", "text": "日本語"}]}, 422, "schema", "/labels/1/text"),
         ({"labels": [{"id": "a", "embedding": [1.0]}]}, 422, "dimension_mismatch", "/labels/0/embedding"),
+        ({"labels": [{"id": " ", "embedding": [1.0] * 32}]}, 422, "empty", "/labels/0"),
         ({"labels": [{"id": "a", "embedding": [0.0] * 32}]}, 422, "zero_vector", "/labels/0/embedding"),
         ({"labels": [{"id": "a", "text": "x", "more": 1}]}, 422, "schema", "/labels/0/more"),
         ({"labels": [{"id": "a", "text": "x"}] * 2}, 422, "schema", "/labels"),
