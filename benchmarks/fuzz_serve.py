@@ -2,8 +2,9 @@
 
 python benchmarks/fuzz_serve.py [--bodies 100000] [--seed 0] [--bundle DIR]: starts `dexml serve --writable` on a copy of the
 bundle, or on a made-up one, and changes the examples of /openapi.json, as JSON and as bytes. Counts statuses by route, and as
-wrong: 5xx (but 504 where the body set a deadline), anything but JSON, an error that is not as ProblemBody describes it, a 200 that is not as the route describes it,
-a status that the route does not name. Writes fuzz_serve.json; exits with 1 for anything wrong, or when the process ended.
+wrong: 5xx (but 504 where the body set a deadline), anything but JSON, an error that is not as ProblemBody describes it, a 200
+that is not as the route describes it, a status that the route does not name. Writes fuzz_serve.json; exits with 1 for anything
+wrong, or when the process ended.
 """
 
 from __future__ import annotations

@@ -73,10 +73,8 @@ def test_an_operation_has_a_name_of_its_own():
     assert len({operation["operationId"] for operation in OPERATIONS.values()}) == len(OPERATIONS)
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - set(WRITES)))  # test_labels.py writes to a bundle
 def test_an_example_is_answered_as_described(name: str, make_app):
-    if name in WRITES:
-        pytest.skip("test_labels.py writes to a bundle")
     app = make_app()
     assert app.extensions["dexml"].worker.wait_until_loaded(10)
     method, path = name.split()
