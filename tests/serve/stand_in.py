@@ -72,7 +72,9 @@ class StandIn:
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
         bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
         folder = Path(__file__).parent  # no versions are listed: it holds none
-        self.store = SimpleNamespace(name="v000001", live=live, bundle=bundle, root=folder, log_bytes=0, due=False)
+        self.store = SimpleNamespace(
+            name="v000001", live=live, bundle=bundle, root=folder, version=None, log_bytes=0, due=False
+        )
         self.batches: list[int] = []
         self.seen: list[str] = []
         self.asked: dict[str, list[str]] = {"queries": [], "labels": [], "ids": []}
