@@ -16,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
@@ -297,6 +298,8 @@ def evaluate(
         table.add_column(name, justify="right")
     table.add_row(*[f"{value:.2f}" for value in result.figures.values()])
     Console(highlight=False).print(table)
+    if result.calibration is not None:
+        Console(highlight=False).print(_calibration_table(result.calibration))
     per_query = 1000 * result.seconds["total"] / len(rows)
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
@@ -308,6 +311,18 @@ def evaluate(
         if out is not None:
             write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)
             _report(out, console)
+
+
+def _calibration_table(figures: dict[str, dict[str, float]]) -> Table:
+    """Return the figures of the probabilities, before and after calibration."""
+    from rich.table import Table
+
+    table = Table(title="probabilities: the softmax over all labels, and calibrated")
+    for column in ("", *next(iter(figures.values()))):
+        table.add_column(column, justify="right" if column else "left")
+    for way, of_way in figures.items():
+        table.add_row(way, *(f"{value:.4f}" for value in of_way.values()))
+    return table
 
 
 def _evaluate_scores(scores: Path, folder: Path, split: str, propensity: str | None, output: Path | None) -> None:
