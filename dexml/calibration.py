@@ -229,15 +229,15 @@ def curve(values: Float64Array, hits: BoolArray, there: BoolArray) -> tuple[Floa
     """
     weights = np.broadcast_to(discounts(values.shape[1]), values.shape)[there]
     g, y = values[there], hits[there].astype(np.float64)
-    order = np.argsort(g, kind="stable")
-    g, y, weights = g[order], y[order], weights[order]
+    _, of_value = np.unique(g, return_inverse=True)
+    of_values = np.bincount(of_value, weights)
+    middle = (np.cumsum(of_values) - of_values / 2) / of_values.sum()  # equal scores share a point, by their middle rank
     points = max(2, min(POINTS, len(g) // LEAST_ANSWERS))
-    place = np.minimum((np.cumsum(weights) / weights.sum() * points).astype(np.int64), points - 1)
-    _, place = np.unique(place, return_inverse=True)
+    _, place = np.unique((middle * points).astype(np.int64)[of_value], return_inverse=True)
     count, mass = np.bincount(place), np.bincount(place, weights)
     x = np.bincount(place, weights * g) / mass
     height = (np.bincount(place, weights * y) / mass * count + 0.5) / (count + 1)
-    x, first = np.unique(x, return_index=True)  # many equal scores may fill several points
+    x, first = np.unique(x, return_index=True)  # scores that differ in the last bit may have one mean
     rising = isotonic_regression(height[first], weights=mass[first]).x
     rising = np.maximum.accumulate(rising)  # to the last bit
     if len(x) == 1:  # one score for nearly everything: flat
