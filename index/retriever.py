@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from dexml.bundle import Bundle
+from dexml.calibration import Calibration
 from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
 from index.diversity import Diversity, diversified
+from index.embedded import Embedded, embed
 from index.live import Live, LiveIndex, LiveLabels
 from index.recall import REFERENCE, Reason
 from index.store import Store, version_of
 
-Normalize = Literal["none", "topk", "all", "sigmoid"]
+Normalize = Literal["none", "topk", "all", "sigmoid", "calibrated"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
 
 
@@ -39,7 +41,8 @@ class Found:
     nothing is answered.
 
     Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
-    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores.
+    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores. With "calibrated",
+    `calibration` makes the probabilities, and `temperature` is its own.
     """
 
     topk: TopK
@@ -57,6 +60,7 @@ class Found:
     rescored: tuple[int, ...] = ()
     why: tuple[list[list[Reason]], ...] = ()
     ranks: Tensor | None = None
+    calibration: Calibration | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
@@ -64,6 +68,9 @@ class Found:
             return None
         if self.normalizer == "sigmoid":
             return torch.sigmoid(self.topk.scores / self.temperature)
+        if self.calibration is not None:
+            log_z = None if self.topk.log_z is None else self.topk.log_z.numpy()
+            return torch.from_numpy(self.calibration.of(self.topk.scores.numpy(), log_z)).float()
         return self.topk.probabilities(self.temperature)
 
 
@@ -154,8 +161,16 @@ class Retriever:
             "temperature": self.temperature,
             "created": manifest.created,
             "dexml": manifest.dexml,
+            "training": {
+                "format": manifest.data.format,
+                "rows": manifest.data.train_rows,
+                "steps": manifest.training.step,
+                "finished": manifest.training.finished,
+                "commit": manifest.training.commit,
+            },
             "examples": list(manifest.examples),
             "memory": self.remembered,
+            "calibration": None if (kept := self.bundle.calibration) is None else kept.about(),
             "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
         }
 
@@ -210,11 +225,18 @@ class Retriever:
         """
         return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why))
 
+    def embed(self, queries: Sequence[str] = (), labels: Sequence[str] = (), ids: Sequence[str] = ()) -> Embedded:
+        """Return the rows of texts read as queries and as labels are, and of the labels named, all of one version."""
+        return embed(self.store.live, queries, labels, ids)
+
 
 def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
     version = version_of(live)
     manifest = version.bundle.manifest
+    calibration = version.bundle.calibration if how.normalize == "calibrated" else None
     temperature = manifest.temperature if how.temperature is None else how.temperature
+    if calibration is not None and how.temperature is None:
+        temperature = calibration.temperature
     _check(k, how, temperature, live)
     if queries.ndim != 2 or queries.shape[1] != manifest.dimension:
         raise InputError(f"embeddings must be (B, {manifest.dimension}), got {tuple(queries.shape)}")
@@ -227,7 +249,8 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature)
         retrieved = time.perf_counter()
         topk = version.reranker.rerank(queries, live.index.prepared, found, temperature)
-        log_z = live.index.log_partition(queries, temperature, found) if how.normalize == "all" else None
+        over_all = how.normalize == "all" or (calibration is not None and calibration.needs_log_z)
+        log_z = live.index.log_partition(queries, temperature, found) if over_all else None
         if recall is not None:
             topk, log_z = recall.augment(queries, topk, live.index, temperature, log_z)
         rescored = (topk.ids >= 0).sum(dim=1)
@@ -257,6 +280,7 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         rescored=tuple(rescored.tolist()),
         why=tuple(live.recall.why(queries, topk.ids)) if how.why and live.recall is not None else (),
         ranks=ranks,
+        calibration=calibration,
     )
 
 
@@ -267,6 +291,11 @@ def _check(k: int, how: _How, temperature: float, live: Live) -> None:
         raise InputError(f"temperature must be above 0, got {temperature}")
     if how.normalize not in get_args(Normalize):
         raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {how.normalize!r}")
+    if how.normalize == "calibrated":
+        if version_of(live).bundle.calibration is None:
+            raise InputError(f"bundle: {version_of(live).name} has no calibration; `dexml calibrate` fits one")
+        if how.temperature is not None:
+            raise InputError("temperature: calibrated probabilities have their own")
     if how.diversity is not None and not how.diversity.sigma > 0:
         raise InputError(f"the σ of diversity must be above 0, got {how.diversity.sigma}")
     if how.why and (live.recall is None or live.recall.memory.texts is None):

@@ -16,10 +16,10 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
-    from training.recall import Weighed
     from training.world import World
 
     Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
@@ -125,9 +125,9 @@ def _train_phases(
     from dexml.errors import InputError
     from index import INDEXES
     from training import checkpoint, memory
+    from training.calibration import Judged, judge
     from training.display import both, clock, shown
     from training.export import export
-    from training.recall import weigh_run
     from training.record import Record
     from training.run import Run
 
@@ -137,7 +137,7 @@ def _train_phases(
         raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
     record: Record | None = None
     stop_after: int | None = None
-    weighed: Weighed | None = None
+    judged = Judged(None, None)
     for phase, (rows, validation, numbers) in enumerate(phases, 1):
         if state is not None and state.facts["phase"] != phase and phase < len(phases):
             continue
@@ -146,7 +146,7 @@ def _train_phases(
         began = time.monotonic()
         with console.status("reading texts into features"):
             run = Run(config, labels, rows, validation, phase, numbers, world)
-        run.stop_after, run.weighed = stop_after, weighed
+        run.stop_after, run.weighed, run.calibration = stop_after, judged.weighed, judged.calibration
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         after = None
@@ -175,7 +175,7 @@ def _train_phases(
             console.print(f"stopped early: nothing was gained after epoch {run.best_epoch}, whose weights are kept")
         if finished and phase < len(phases):
             stop_after = run.best_epoch if run.stopped_early else None
-            weighed = weigh_run(run)
+            judged = judge(run)
             del run  # two at a time are more than the forecast says
             continue
         if finished:
@@ -298,6 +298,8 @@ def evaluate(
         table.add_column(name, justify="right")
     table.add_row(*[f"{value:.2f}" for value in result.figures.values()])
     Console(highlight=False).print(table)
+    if result.calibration is not None:
+        Console(highlight=False).print(_calibration_table(result.calibration))
     per_query = 1000 * result.seconds["total"] / len(rows)
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
@@ -309,6 +311,18 @@ def evaluate(
         if out is not None:
             write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)
             _report(out, console)
+
+
+def _calibration_table(figures: dict[str, dict[str, float]]) -> Table:
+    """Return the figures of the probabilities, before and after calibration."""
+    from rich.table import Table
+
+    table = Table(title="probabilities: the softmax over all labels, and calibrated")
+    for column in ("", *next(iter(figures.values()))):
+        table.add_column(column, justify="right" if column else "left")
+    for way, of_way in figures.items():
+        table.add_row(way, *(f"{value:.4f}" for value in of_way.values()))
+    return table
 
 
 def _evaluate_scores(scores: Path, folder: Path, split: str, propensity: str | None, output: Path | None) -> None:

@@ -13,6 +13,7 @@ from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Float32Array, Int64Array, LabelTable, Positives, Split
 from index.retriever import Retriever
+from training.calibration import measure
 
 BATCH = 64  # queries at a time, as the service batches them
 DEPTH = 100  # R@100 is the deepest figure
@@ -20,17 +21,22 @@ DEPTH = 100  # R@100 is the deepest figure
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures in percent, the answers with their scores (N, 100), and what they cost."""
+    """The figures in percent, the answers with their scores (N, 100), and what they cost.
+
+    `calibration` has ECE, Brier score and log loss of the answers' probabilities by way, where the bundle is calibrated.
+    """
 
     figures: dict[str, float]
     ranked: Int64Array
     scores: Float32Array
     seconds: dict[str, float]
     sizes: dict[str, int]
+    calibration: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return figures, seconds and sizes in one flat document."""
-        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes}
+        """Return figures, seconds and sizes in one flat document, and the calibration where there is one."""
+        calibration = {} if self.calibration is None else {"calibration": self.calibration}
+        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes, **calibration}
 
 
 def evaluate(
@@ -74,7 +80,9 @@ def evaluate(
         "bundle_bytes": sum(entry.size for entry in bundle.manifest.files.values()),
     }
     seconds = {"total": total, **stages}
-    return Evaluation(dict(metrics.table(ranked, split.positives, weights)), ranked, scores, seconds, sizes)
+    figures = dict(metrics.table(ranked, split.positives, weights))
+    calibration = None if bundle.calibration is None else measure(retriever, split, numbers).figures()
+    return Evaluation(figures, ranked, scores, seconds, sizes, calibration)
 
 
 def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
