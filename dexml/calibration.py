@@ -41,6 +41,7 @@ FOLDS = 5
 POINTS = 100  # through which the curve goes, at most,
 LEAST_ANSWERS = 50  # of so many answers each, at least
 TEMPERATURES = (0.005, 1.0)  # between which T is looked for: cosines lie in [−1, 1]
+BAGS = 50  # resamples of the rows that the curve is the mean over
 GRID = 100  # thresholds are kept for every hundredth of precision
 SURE = 1.6448536269514722  # the 95 % point of the normal distribution, one-sided
 
@@ -224,27 +225,37 @@ def curve(values: Float64Array, hits: BoolArray, there: BoolArray) -> tuple[Floa
     """Return knots and heights of the isotonic regression of `hits` on `values`, each (N, K), where answers are `there`.
 
     It goes through at most POINTS points of equal weight, each the mean of LEAST_ANSWERS answers or more, with one hit and one
-    miss more, half of each: a curve through single answers would promise 0 and 1 at its ends. Only the ends of flat stretches
-    are kept. Answers count by `discounts`.
+    miss more, half of each: a curve through single answers would promise 0 and 1 at its ends. The heights are the mean over
+    BAGS resamples of the rows, each made isotonic (bagging: Breiman, 1996): of a few hundred rows the steps of one fit are
+    luck. Answers count by `discounts`; of flat stretches only the ends are kept.
     """
     weights = np.broadcast_to(discounts(values.shape[1]), values.shape)[there]
-    g, y = values[there], hits[there].astype(np.float64)
+    g, row = values[there], np.nonzero(there)[0]
     _, of_value = np.unique(g, return_inverse=True)
     of_values = np.bincount(of_value, weights)
     middle = (np.cumsum(of_values) - of_values / 2) / of_values.sum()  # equal scores share a point, by their middle rank
     points = max(2, min(POINTS, len(g) // LEAST_ANSWERS))
     _, place = np.unique((middle * points).astype(np.int64)[of_value], return_inverse=True)
-    count, mass = np.bincount(place), np.bincount(place, weights)
-    x = np.bincount(place, weights * g) / mass
-    height = (np.bincount(place, weights * y) / mass * count + 0.5) / (count + 1)
+    x = np.bincount(place, weights * g) / np.bincount(place, weights)
+
+    def by_row(of_answer: Float64Array) -> Float64Array:
+        keys = row * len(x) + place
+        return np.bincount(keys, of_answer, minlength=len(values) * len(x)).reshape(len(values), len(x))
+
+    count, mass, right = by_row(np.ones(len(g))), by_row(weights), by_row(weights * hits[there])
+    random, heights = np.random.default_rng(0), np.zeros(len(x))
+    for _ in range(BAGS):
+        bag = random.multinomial(len(values), np.full(len(values), 1 / len(values))).astype(np.float64)
+        n, w = bag @ count, np.maximum(bag @ mass, 1e-9)
+        height = ((bag @ right) / w * n + 0.5) / (n + 1)
+        heights += isotonic_regression(height, weights=w).x / BAGS
     x, first = np.unique(x, return_index=True)  # scores that differ in the last bit may have one mean
-    rising = isotonic_regression(height[first], weights=mass[first]).x
-    rising = np.maximum.accumulate(rising)  # to the last bit
+    heights = np.maximum.accumulate(heights[first]).clip(0, 1)  # to the last bit
     if len(x) == 1:  # one score for nearly everything: flat
-        x, rising = np.array([x[0], np.nextafter(x[0], np.inf)]), rising.repeat(2)
+        x, heights = np.array([x[0], np.nextafter(x[0], np.inf)]), heights.repeat(2)
     kept = np.ones(len(x), dtype=bool)
-    kept[1:-1] = (rising[1:-1] != rising[:-2]) | (rising[1:-1] != rising[2:])
-    return x[kept], rising[kept]
+    kept[1:-1] = (heights[1:-1] != heights[:-2]) | (heights[1:-1] != heights[2:])
+    return x[kept], heights[kept]
 
 
 def discounts(depth: int) -> Float64Array:

@@ -34,8 +34,8 @@ def answers(rows: int, share: float, seed: int, depth: int = 40) -> tuple[Watche
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_the_probabilities_of_other_rows_are_true_and_the_share_is_found(share: float):
-    fitted = fit(answers(1500, share, 0)[0])
-    others, true = answers(4000, share, 1)
+    fitted = fit(answers(1000, share, 0)[0])
+    others, true = answers(3000, share, 1)
     found = fitted.of(others.scores, others.log_z)
     assert abs(fitted.share - share) <= 0.1 and fitted.needs_log_z == (fitted.share > 0)
     assert np.abs(found - true).mean() < 0.02
