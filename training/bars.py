@@ -7,7 +7,7 @@ from html import escape
 
 from training.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, shown
 
-_COLOURS = ("#4338ca", "#c2410c", "#0f766e", "#a21caf")  # those of report.html
+_COLOURS = ("#4338ca", "#c2410c", "#0f766e", "#a21caf")  # those of page.html
 _DARK = ("#a5b4fc", "#fdba74", "#2dd4bf", "#f0abfc")
 
 

@@ -99,6 +99,12 @@ def per_query(a: Side, b: Side, name: str) -> metrics.Float64Array:
     return np.asarray(b.gained[:, at].mean(axis=0) - a.gained[:, at].mean(axis=0))
 
 
+def won(a: Side, b: Side, name: str) -> dict[str, int]:
+    """Return for how many queries each side earns more, and for how many both earn as much."""
+    apart = per_query(a, b, name)
+    return {"a": int((apart < 0).sum()), "equal": int((apart == 0).sum()), "b": int((apart > 0).sum())}
+
+
 def _differences(a: Side, b: Side, draws: int, seed: int) -> metrics.Float64Array:
     """Return the difference of every figure in each draw, in percent (draws, M)."""
     random = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from data.scores import read_scores
 from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Int64Array, LabelTable, Split
+from training.record import answers_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +45,18 @@ class Judge:
 
     def ranked(self, path: Path, k: int) -> Int64Array:
         """Return the k best labels of each row that the file `path` scores (N, k), −1 where there are fewer."""
-        return metrics.top(read_scores(path, len(self.split), self.labels), k, self.split.excluded)
+        return self.answers(path, k)[0]
+
+    def answers(self, path: Path, k: int) -> tuple[Int64Array, metrics.Float64Array]:
+        """Return the k best labels of each row and their scores (N, k), −1 and −inf where there are fewer."""
+        scores = read_scores(path, len(self.split), self.labels)
+        ranked = metrics.top(scores, k, self.split.excluded)
+        rows = np.arange(len(ranked), dtype=np.int64)
+        keys = np.repeat(rows, np.diff(scores.indptr)) * len(self.labels) + scores.indices  # ascending
+        there = ranked >= 0
+        values = np.full(ranked.shape, -np.inf)
+        values[there] = scores.data[np.searchsorted(keys, (rows[:, None] * len(self.labels) + ranked)[there])]
+        return ranked, values
 
     def tally(self, path: Path) -> metrics.Tally:
         """Return the tally of the score file `path`."""
@@ -74,6 +87,29 @@ def propensity_of(text: str | None) -> tuple[float, float]:
     if not (np.isfinite([a, b]).all() and b > 0):
         raise InputError(f"--propensity: two numbers A,B with B above 0 or the name of a data set are needed, got {text!r}")
     return a, b
+
+
+def files_of(given: str, split: str) -> list[Path]:
+    """Return the score files of what is compared: a file, or a run or report folder that keeps its answers to `split`.
+
+    A pattern is several. Raises InputError for a path or pattern without one.
+    """
+    paths = [Path(given)] if Path(given).exists() else [Path(path) for path in sorted(glob.glob(given))]
+    if not paths:
+        raise InputError(f"{given}: no such file or folder")
+    found = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        places = (answers_of(path, split), answers_of(path.parent, split), path / f"{split}.npz")
+        kept = next((file for file in places if file.is_file()), None)
+        if kept is None:
+            raise InputError(
+                f"{path}: no answers to {split} are kept there; `dexml evaluate {path} --split {split}` keeps them"
+            )
+        found.append(kept)
+    return found
 
 
 def report(path: Path, split: str, judge: Judge, tally: metrics.Tally, console: Console) -> None:
