@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from training.compare import Difference, Side
     from training.scores import Judge
 
-SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "R@10", "R@100", "MRR@10", "MAP@10", "PSP@1", "PSP@5", "coverage@5", "macroF1@5")
 EPILOG = """Examples:
 
 \b
@@ -94,20 +93,13 @@ def _show(found: Sequence[Difference], a: str, b: str, judge: Judge, console: An
     from rich.markup import escape
     from rich.table import Table
 
+    from training.compare import rows
+
     table = Table(title=f"A {escape(a)}, B {escape(b)}: {len(judge.split):,} queries, percent")
     for name in ("", "A", "B", "B − A", "95 % interval", "p"):
         table.add_column(name, justify="right")
-    for difference in found:
-        if difference.name not in SHOWN:
-            continue
-        of_a, of_b = (
-            f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
-            for mean, deviation in ((difference.a, difference.a_deviation), (difference.b, difference.b_deviation))
-        )
-        interval, p = "–", "–"
-        if difference.low is not None and difference.high is not None and difference.p is not None:
-            interval, p = f"{difference.low:+.2f} to {difference.high:+.2f}", f"{difference.p:.3f}"
-        table.add_row(difference.name, of_a, of_b, f"{difference.difference:+.2f}", interval, p)
+    for row in rows(found):
+        table.add_row(*row)
     console.print(table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,13 +20,26 @@ DEPTH = 100  # R@100 is the deepest figure
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures in percent, the answers with their scores (N, 100), and what they cost."""
+    """The figures in percent, the answers with their scores (N, 100), and what they cost.
+
+    `log_z` (N) is of the normaliser that was asked for; `counts` and `weights` (L) are each label's training rows and inverse
+    propensity.
+    """
 
     figures: dict[str, float]
     ranked: Int64Array
     scores: Float32Array
+    log_z: Float32Array
+    temperature: float
+    counts: Int64Array
+    weights: metrics.Float64Array
     seconds: dict[str, float]
     sizes: dict[str, int]
+
+    def probabilities(self) -> metrics.Float64Array:
+        """Return exp(score/τ − log Z) of each answer (N, 100), NaN where one is missing."""
+        values = np.exp(self.scores.astype(np.float64) / self.temperature - self.log_z[:, None])
+        return np.where(np.isfinite(self.scores), values, np.nan)
 
     def as_json(self) -> dict[str, Any]:
         """Return figures, seconds and sizes in one flat document."""
@@ -34,7 +47,12 @@ class Evaluation:
 
 
 def evaluate(
-    retriever: Retriever, labels: LabelTable, split: Split, propensity: tuple[float, float], report: Callable[[int], None]
+    retriever: Retriever,
+    labels: LabelTable,
+    split: Split,
+    propensity: tuple[float, float],
+    report: Callable[[int], None],
+    normalize: Literal["topk", "all"] = "topk",
 ) -> Evaluation:
     """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done.
 
@@ -47,11 +65,12 @@ def evaluate(
     spare = int(np.diff(excluded.indptr).max(initial=0)) if excluded is not None else 0
     ranked = np.full((len(split), DEPTH), -1, dtype=np.int64)
     scores = np.full((len(split), DEPTH), -np.inf, dtype=np.float32)
+    log_z = np.zeros(len(split), dtype=np.float32)
     stages: dict[str, float] = {}
     start = time.perf_counter()
     for first in range(0, len(split), BATCH):
         texts = split.texts[first : first + BATCH]
-        found = retriever.search(texts, DEPTH + spare)
+        found = retriever.search(texts, DEPTH + spare, normalize=normalize)
         rows, of_ids = found.topk.ids.numpy(), found.topk.scores.numpy()
         ids = np.where(rows < 0, -1, numbers[rows])
         if excluded is not None:
@@ -59,6 +78,8 @@ def evaluate(
         width = min(DEPTH, ids.shape[1])
         ranked[first : first + len(texts), :width] = ids[:, :width]
         scores[first : first + len(texts), :width] = of_ids[:, :width]
+        assert found.topk.log_z is not None
+        log_z[first : first + len(texts)] = found.topk.log_z.numpy()
         for stage, spent in found.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + spent
         report(first + len(texts))
@@ -74,7 +95,8 @@ def evaluate(
         "bundle_bytes": sum(entry.size for entry in bundle.manifest.files.values()),
     }
     seconds = {"total": total, **stages}
-    return Evaluation(dict(metrics.table(ranked, split.positives, weights)), ranked, scores, seconds, sizes)
+    figures = dict(metrics.table(ranked, split.positives, weights))
+    return Evaluation(figures, ranked, scores, log_z, found.temperature, counts, weights, seconds, sizes)
 
 
 def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:

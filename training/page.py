@@ -41,8 +41,12 @@ def card(title: str, chart: str, *, level: int = 2, table: str | None = None) ->
     """Return a card with a chart and a link to the file `table` beside the page that has its numbers; "" without a chart."""
     if not chart:
         return ""
-    link = "" if table is None else f'<a class="table" href="{escape(table)}" download>{escape(table)}</a>'
-    return f'<div class="chart"><h{level}>{escape(title)}</h{level}>{chart}{link}</div>'
+    return f'<div class="chart"><h{level}>{escape(title)}</h{level}>{chart}{"" if table is None else link(table)}</div>'
+
+
+def link(file: str) -> str:
+    """Return a link to a file beside the page."""
+    return f'<a class="table" href="{escape(file)}" download>{escape(file)}</a>'
 
 
 def facts(title: str, values: Mapping[str, Any], *, level: int = 2, folded: bool = False) -> str:
@@ -56,7 +60,13 @@ def facts(title: str, values: Mapping[str, Any], *, level: int = 2, folded: bool
 
 
 def numbers(
-    title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], *, level: int = 2, folded: bool = False, link: str = ""
+    title: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    level: int = 2,
+    folded: bool = False,
+    file: str | None = None,
 ) -> str:
     """Return a section with a table that scrolls in its box where it is too wide; each row's first cell is its heading."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
@@ -66,8 +76,7 @@ def numbers(
     )
     table = f'<table class="numbers">{_caption(title)}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     box = f'<div class="wide" role="region" aria-label="{escape(title)}" tabindex="0">{table}</div>'
-    file = f'<a class="table" href="{escape(link)}" download>{escape(link)}</a>' if link else ""
-    return section(title, box + file, level=level, folded=folded)
+    return section(title, box + ("" if file is None else link(file)), level=level, folded=folded)
 
 
 def section(title: str, content: str, *, level: int = 2, folded: bool = False) -> str:

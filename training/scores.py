@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """The rows that answers are measured on; `counts` (L) and `weights` (L) are of the training rows, None without any."""
+    """The rows that answers are measured on; `counts` (L) and `weights` (L) are of the training rows, None without any.
+
+    `source` says where the rows are from.
+    """
 
     labels: LabelTable
     split: Split
     counts: Int64Array | None
     weights: metrics.Float64Array | None
     propensity: tuple[float, float]
+    source: str
 
     @staticmethod
     def of(folder: Path, split: str, propensity: tuple[float, float]) -> Judge:
@@ -41,7 +45,7 @@ class Judge:
             raise InputError(f"data: the split {split} has no rows")
         counts, number = _training(files)
         weights = None if counts is None else metrics.propensity_weights(counts, number, *propensity)
-        return Judge(labels, rows, counts, weights, propensity)
+        return Judge(labels, rows, counts, weights, propensity, str(folder))
 
     def ranked(self, path: Path, k: int) -> Int64Array:
         """Return the k best labels of each row that the file `path` scores (N, k), −1 where there are fewer."""
@@ -132,17 +136,27 @@ def report(path: Path, split: str, judge: Judge, tally: metrics.Tally, console: 
         console.print(_by_frequency(title, groups, tally.cutoffs))
 
 
-def _by_frequency(title: str, groups: Sequence[metrics.Group], cutoffs: Sequence[int]) -> Any:
-    from rich.table import Table
-
+def by_frequency(groups: Sequence[metrics.Group], cutoffs: Sequence[int]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the heads and rows of a table of labels by frequency, the first column without a head."""
     first, last = next((k for k in cutoffs if k >= 5), cutoffs[-1]), cutoffs[-1]
-    table = Table()
-    for name in (title, "labels", "training rows each", "true here", f"part of P@{first}", f"recall@{first}", f"recall@{last}"):
-        table.add_column(name, justify="right")
+    heads = ("labels", "training rows each", "true here", f"part of P@{first}", f"recall@{first}", f"recall@{last}")
+    rows: list[tuple[str, ...]] = []
     for group in groups:
         seen = f"{group.seen[0]:,} to {group.seen[1]:,}"
         of = (f"{group.part[first]:.2f}", f"{group.recall[first]:.2f}", f"{group.recall[last]:.2f}")
-        table.add_row(group.name, f"{group.labels:,}", seen, f"{group.true:,}", *of)
+        rows.append((group.name, f"{group.labels:,}", seen, f"{group.true:,}", *of))
+    return heads, rows
+
+
+def _by_frequency(title: str, groups: Sequence[metrics.Group], cutoffs: Sequence[int]) -> Any:
+    from rich.table import Table
+
+    heads, rows = by_frequency(groups, cutoffs)
+    table = Table()
+    for name in (title, *heads):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
