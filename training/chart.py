@@ -66,7 +66,7 @@ def line_chart(
     return "".join([*parts, "</svg>", legend([some.name for some in drawn], names)])
 
 
-def legend(series: Sequence[str], classes: Sequence[str] | None = None) -> str:
+def legend(series: Sequence[str], classes: Sequence[str] = ()) -> str:
     """Return the key of several series in the colours of their `classes`, line-1, line-2, … by default; "" of one."""
     if len(series) == 1:
         return ""

@@ -45,8 +45,9 @@ def compare(
 ) -> None:
     """Say how far B is above A on the same queries, with a 95 % interval and the probability that it is luck.
 
-    A and B are run folders that `dexml evaluate` has measured, or score files (scipy CSR in .npz, or TREC runs). A quoted
-    pattern that matches several is one side with several seeds: figures are then mean ± deviation, and seeds are drawn too.
+    A and B are run folders that `dexml evaluate` has measured, folders of its --report, or score files (scipy CSR in .npz, or
+    TREC runs). A quoted pattern that matches several is one side with several seeds: figures are then mean ± deviation, and
+    seeds are drawn too.
     """
     from rich.console import Console
 
@@ -114,5 +115,5 @@ def _draw(folder: Path, a: Side, b: Side, judge: Judge) -> None:
         drawn.append(plots.deciles({"A": a, "B": b}, judge.counts))
     for plot in drawn:
         path = folder / plot.file
-        write_text(path.with_suffix(".svg"), standalone(plot.svg, plot.title, plot.names))
+        write_text(path.with_suffix(".svg"), standalone(plot.svg, plot.title, plot.names, plot.painted))
         write_text(path, plot.csv())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,16 @@ TABLES = (
         "deciles.csv",
         "bands.csv",
     ),
-    *("frequency.csv", "scores.csv", "reliability.csv", "probabilities.csv", "calibration.csv", "wins.csv", "queries.csv"),
+    *(
+        "frequency.csv",
+        "scores.csv",
+        "by_score.csv",
+        "reliability.csv",
+        "probabilities.csv",
+        "calibration.csv",
+        "wins.csv",
+        "queries.csv",
+    ),
     *("differences.csv", "worst.csv"),
 )
 
@@ -68,21 +77,34 @@ class Answers:
             for stage, spent in found.seconds.items()
             if stage != "total"
         }
-        about = {key: value for key, value in retriever.describe().items() if key not in ("examples", "recall")}
-        served: Any = about.pop("index")
+        told: dict[str, Any] = retriever.describe()
+        machine = provenance.machine()
+        about = {
+            "model": told["model"],
+            "version": told["version"],
+            "published": told["created"].replace("T", " ").replace("+00:00", " UTC"),
+            "encoder": told["encoder"],
+            "reranker": told["reranker"],
+            "kernels": told["kernels"],
+            "temperature": told["temperature"],
+            "longest query": f"{told['max_tokens']:,} tokens",
+            "labels": told["labels"],
+            "dimension": told["dimension"],
+            "label rows": f"{4 * told['labels'] * told['dimension'] / 1e6:,.1f} MB",
+            "bundle": f"{found.sizes['bundle_bytes'] / 1e6:,.1f} MB",
+        }
         speed = {
             "queries per second": rounded(queries / total),
             "a query": f"{1000 * total / queries:.2f} ms, in batches of {BATCH}",
             "in all": f"{total:.2f} s",
             **stages,
-            "labels": about.pop("labels"),
-            "dimension": about.pop("dimension"),
-            "label rows": f"{4 * found.sizes['labels'] * found.sizes['dimension'] / 1e6:,.1f} MB",
-            "bundle": f"{found.sizes['bundle_bytes'] / 1e6:,.1f} MB",
-            "index": ", ".join(f"{key} {value}" for key, value in served.items()),
+            "index": ", ".join(f"{key} {value}" for key, value in told["index"].items()),
+            "processor": machine["processor"],
+            "cores": machine["cores"],
+            "GPU": machine["gpu"],
         }
         softmax = ("softmax over all labels", found.probabilities())
-        return Answers(retriever.bundle.name, found.ranked, found.scores, [softmax], speed, about)
+        return Answers(retriever.bundle.manifest.name, found.ranked, found.scores, [softmax], speed, about)
 
 
 class _Files(dict[str, str]):
@@ -91,7 +113,7 @@ class _Files(dict[str, str]):
     def card(self, plot: plots.Plot) -> str:
         """Return a plot's card, its table kept for writing."""
         self[plot.file] = plot.csv()
-        return page.card(plot.title, plots.with_key(plot), level=3, table=plot.file)
+        return page.card(plot.title, plot.with_key(), level=3, table=plot.file)
 
     def cards(self, drawn: Sequence[plots.Plot]) -> str:
         """Return cards side by side."""
@@ -116,20 +138,21 @@ def write(folder: Path, judge: Judge, split: str, answers: Answers, baseline: st
     files = _Files()
     content = [
         _figures(tally, judge, files),
-        page.group(
+        page.Group(
             "By number of answers",
-            "What the first k answers are worth. A query of n labels has at most n right answers: the dashed lines are the most possible.",
+            "What the first k answers are worth, in percent. A query of n labels has at most n right answers: the dashed lines "
+            "are the most possible.",
             [files.cards(plots.curves(ranked, judge.split.positives, judge.weights))],
         ),
         *_frequency(tally, sides, judge, files),
         *_confidence(answers, judge, files),
-        *_baseline(sides, ranked, judge, answers, files),
+        *_baseline(sides, theirs, f"{baseline}", judge, answers, files),
         _worst(sides[OURS], judge, answers, files),
         *_cost(answers),
     ]
     measured = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     status = f"{judge.source} · {split} · {len(judge.split):,} queries, {len(judge.labels):,} labels · {measured}"
-    text = page.document(f"{answers.name} on {split}", status, _headlines(tally, answers, judge), content)
+    text = page.document(f"Evaluation of {answers.name}", status, _headlines(tally, answers, judge), content)
     if (folder / FILE).is_file():  # what an earlier report left and this one has not
         for name in set(TABLES) - set(files):
             (folder / name).unlink(missing_ok=True)
@@ -146,27 +169,27 @@ def _headlines(tally: metrics.Tally, answers: Answers, judge: Judge) -> list[tup
     found += [(f"{figures[name]:.1f}", name) for name in ("P@1", "P@3", "P@5", "nDCG@5", "R@100", "PSP@5") if name in figures]
     if answers.probabilities:
         error = metrics.ece_at(FIRST, answers.probabilities[-1][1], metrics.hits(answers.ranked, judge.split.positives))
-        found.append((f"{100 * error:.1f}", f"ECE@{FIRST}"))
+        found.append((f"{error:.3f}", f"ECE@{FIRST}"))
     if "queries per second" in answers.speed:
         found.append((answers.speed["queries per second"], "queries a second"))
     return found
 
 
-def _figures(tally: metrics.Tally, judge: Judge, files: _Files) -> str:
+def _figures(tally: metrics.Tally, judge: Judge, files: _Files) -> page.Group:
     figures = tally.figures()
     kinds = list(dict.fromkeys(name.split("@")[0] for name in figures))
     heads = ("@", *(str(k) for k in tally.cutoffs))
     values = [(kind, *(figures[f"{kind}@{k}"] for k in tally.cutoffs)) for kind in kinds]
     files["figures.csv"] = plots.csv_of(heads, values)
-    said = "In percent, of the first k answers. coverage and macro-averages are means over labels, the others over queries."
+    said = "In percent, of the first k answers. Coverage and macro-averages are means over labels, the others over queries."
     if judge.weights is not None:
         a, b = judge.propensity
         said += f" PSP, PSnDCG and PSR weigh rare labels more (propensities with A = {a:g}, B = {b:g})."
     shown = [(kind, *(f"{value:.2f}" for value in of)) for kind, *of in values]
-    return page.group("Figures", said, [page.numbers("Every metric @k", heads, shown, level=3, file="figures.csv")])
+    return page.Group("Figures", said, [page.numbers("Every metric @k", heads, shown, level=3, file="figures.csv")])
 
 
-def _frequency(tally: metrics.Tally, sides: Mapping[str, Side], judge: Judge, files: _Files) -> Iterator[str]:
+def _frequency(tally: metrics.Tally, sides: Mapping[str, Side], judge: Judge, files: _Files) -> Iterator[page.Group]:
     if judge.counts is None:
         return
     note = (
@@ -174,47 +197,60 @@ def _frequency(tally: metrics.Tally, sides: Mapping[str, Side], judge: Judge, fi
         f"(named by {metrics.groups.HEAD} training rows or more), the torso ({metrics.groups.TORSO} or more) and the tail."
     )
     drawn = files.cards([plots.deciles(sides, judge.counts), plots.bands(sides, judge.counts)])
-    heads, deciles = by_frequency(metrics.deciles(tally, judge.counts), tally.cutoffs)
-    bands = by_frequency(metrics.bands(tally, judge.counts), tally.cutoffs)[1]
-    heads, values = ("labels by frequency", *heads), [*((f"decile {name}", *rest) for name, *rest in deciles), *bands]
-    files["frequency.csv"] = plots.csv_of(heads, values)
-    yield page.group(
-        "By label frequency", note, [drawn, page.numbers("Groups of labels", heads, values, level=3, file="frequency.csv")]
+    groups = [
+        *(replace(of, name=f"decile {of.name}") for of in metrics.deciles(tally, judge.counts)),
+        *metrics.bands(tally, judge.counts),
+    ]
+    heads, values = by_frequency(groups, tally.cutoffs)
+    columns = [f"{of}@{k}" for of in ("recall", "precision", "part of P") for k in tally.cutoffs]
+    files["frequency.csv"] = plots.csv_of(
+        ("group", "labels", "seen least", "seen most", "true", *columns),
+        [
+            (of.name, of.labels, *of.seen, of.true, *of.recall.values(), *of.precision.values(), *of.part.values())
+            for of in groups
+        ],
+    )
+    yield page.Group(
+        "By label frequency",
+        note,
+        [drawn, page.numbers("Groups of labels", ("group", *heads), values, level=3, file="frequency.csv")],
     )
 
 
-def _confidence(answers: Answers, judge: Judge, files: _Files) -> Iterator[str]:
+def _confidence(answers: Answers, judge: Judge, files: _Files) -> Iterator[page.Group]:
     found = metrics.hits(answers.ranked, judge.split.positives)
     if not np.isfinite(answers.scores).any():
         return
     parts = []
     note = "Right answers should score higher than wrong ones: the less the two overlap, the more a score says."
-    drawn = [plots.scores(found, answers.scores)]
+    true = int(judge.split.positives.indptr[-1])
+    drawn = [plots.scores(found, answers.scores), plots.by_score(found, answers.scores, true)]
     if answers.probabilities:
         note += (
-            " A probability is calibrated where, of all answers that have it, as many are right: points on the dashed line. "
-            "Above it, answers are right more often than their probability says."
+            " Of the answers with a probability of 30 percent, 30 percent should be right: points on the dashed line. Above "
+            "it, answers are right more often than their probability says."
         )
         drawn = [*plots.reliability(answers.probabilities, found, FIRST), *drawn]
         heads = ("probabilities", *(f"ECE@{k}" for k in (1, 3, FIRST, 10)), f"Brier@{FIRST}", f"log loss@{FIRST}")
         errors = [
             (
                 name,
-                *(f"{100 * metrics.ece_at(k, of, found):.2f} %" for k in (1, 3, FIRST, 10)),
-                f"{metrics.brier_at(FIRST, of, found):.4f}",
-                f"{metrics.log_loss_at(FIRST, of, found):.4f}",
+                *(metrics.ece_at(k, of, found) for k in (1, 3, FIRST, 10)),
+                metrics.brier_at(FIRST, of, found),
+                metrics.log_loss_at(FIRST, of, found),
             )
             for name, of in answers.probabilities
         ]
         files["calibration.csv"] = plots.csv_of(heads, errors)
-        parts.append(page.numbers("Calibration error", heads, errors, level=3, file="calibration.csv"))
-    yield page.group("Scores and probabilities" if answers.probabilities else "Scores", note, [files.cards(drawn), *parts])
+        shown = [(name, *(f"{value:.4f}" for value in of)) for name, *of in errors]
+        parts.append(page.numbers("Calibration error", heads, shown, level=3, file="calibration.csv"))
+    yield page.Group("Scores and probabilities" if answers.probabilities else "Scores", note, [files.cards(drawn), *parts])
 
 
 def _baseline(
-    sides: Mapping[str, Side], ranked: Mapping[str, Sequence[Int64Array]], judge: Judge, answers: Answers, files: _Files
-) -> Iterator[str]:
-    if THEIRS not in sides:
+    sides: Mapping[str, Side], theirs: Sequence[Int64Array], name: str, judge: Judge, answers: Answers, files: _Files
+) -> Iterator[page.Group]:
+    if not theirs:
         return
     a, b = sides[THEIRS], sides[OURS]
     found = compare(a, b)
@@ -224,24 +260,24 @@ def _baseline(
     )
     heads = ("figure", THEIRS, OURS, "difference", f"{100 * LEVEL:.0f} % interval", "p")
     note = (
-        "The same queries, answered by both. The interval holds the true difference 95 times in 100 (paired bootstrap); p says "
-        "how likely a difference as far from 0 is by luck."
+        f"The same queries, answered by {name} as well. The interval holds the true difference 95 times in 100 (paired "
+        "bootstrap); p says how likely a difference as far from 0 is by luck."
     )
     apart = per_query(a, b, plots.BY_QUERY)
-    drawn = files.cards([plots.wins(a, b, (THEIRS, OURS)), plots.by_query(a, b, (THEIRS, OURS))])
+    drawn = files.cards([plots.wins(b, a, (OURS, THEIRS)), plots.by_query(a, b, (THEIRS, OURS))])
     said = [drawn, page.numbers("Differences, percent", heads, rows(found), level=3, file="differences.csv")]
     order = np.argsort(apart, kind="stable")
-    columns = {OURS: (answers.ranked, answers.scores), THEIRS: (ranked[THEIRS][0], None)}
+    columns = {OURS: (answers.ranked, answers.scores), THEIRS: (theirs[0], None)}
     for title, chosen in (("Lost most", order[apart[order] < 0]), ("Won most", order[::-1][apart[order[::-1]] > 0])):
         if len(chosen):
             shown = cards(
                 chosen[:WORST], judge, columns, {int(row): f"{100 * apart[row]:+.0f} points" for row in chosen[:WORST]}
             )
             said.append(page.section(title, shown, level=3, folded=True))
-    yield page.group("Against the baseline", note, said)
+    yield page.Group("Against the baseline", note, said)
 
 
-def _worst(side: Side, judge: Judge, answers: Answers, files: _Files) -> str:
+def _worst(side: Side, judge: Judge, answers: Answers, files: _Files) -> page.Group:
     """Return the queries answered worst; of those answered equally badly, the surest mistakes come first."""
     earned = side.gained[0, side.names.index(plots.BY_QUERY)]
     asked = np.flatnonzero(np.diff(judge.split.positives.indptr) > 0)
@@ -254,17 +290,14 @@ def _worst(side: Side, judge: Judge, answers: Answers, files: _Files) -> str:
         "mistake: labels that annotators overlooked look like this too."
     )
     shown = cards(order[:WORST], judge, {OURS: (answers.ranked, answers.scores)}, said)
-    return page.group("Worst queries", note, [shown, page.link("worst.csv")])
+    return page.Group("Worst queries", note, [shown, page.link("worst.csv")])
 
 
-def _cost(answers: Answers) -> Iterator[str]:
-    code = provenance.facts()
-    machine = page.facts("Machine", provenance.machine(), level=3)
-    versions = {"commit": code["commit"] or "none", "Python": code["python"], **code["versions"]}
+def _cost(answers: Answers) -> Iterator[str | page.Group]:
     if answers.speed:
-        parts = [page.facts("This run", answers.speed, level=3), page.facts("Model", answers.about, level=3), machine]
-        note = "Measured while the figures were, through the path that serves."
-        yield page.group("Speed and size", note, [page.columns(parts)])
-    else:
-        yield machine
-    yield page.facts("Code", versions, level=3, folded=True)
+        parts = [page.facts("Speed", answers.speed, level=3), page.facts("Model and size", answers.about, level=3)]
+        note = "Measured while the figures were, through the path that serves, after a first query."
+        yield page.Group("Speed and size", note, [page.columns(parts)])
+    code, machine = provenance.facts(), {key: value for key, value in provenance.machine().items() if value is not None}
+    versions = {"commit": code["commit"] or "none", "Python": code["python"], **code["versions"]}
+    yield page.facts("Machine and code", {**machine, **versions}, folded=True)

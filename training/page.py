@@ -5,7 +5,9 @@ Texts are escaped here and nowhere else: what a caller passes as a title, a cell
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,22 +16,37 @@ from typing import Any
 _PAGE = Path(__file__).with_name("page.html")
 
 
-def document(name: str, status: str, figures: Sequence[tuple[str, str]], content: Iterable[str]) -> str:
+@dataclass(frozen=True)
+class Group:
+    """What belongs under one heading, `note` saying how to read it; headings in its content are of level 3."""
+
+    title: str
+    note: str
+    content: Sequence[str]
+
+    @property
+    def place(self) -> str:
+        """What a link in the page names it by."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
+
+    def __str__(self) -> str:
+        note = f'<p class="soft">{escape(self.note)}</p>' if self.note else ""
+        return f'<div class="group" id="{self.place}"><h2>{escape(self.title)}</h2>{note}{"".join(self.content)}</div>'
+
+
+def document(name: str, status: str, figures: Sequence[tuple[str, str]], content: Iterable[str | Group]) -> str:
     """Return a page under the heading `name`: what one looks for first as (value, name), and then the parts made below."""
     headlines = "".join(f"<li><b>{escape(value)}</b><span>{escape(of)}</span></li>" for value, of in figures)
+    parts = list(content)
+    links = [f'<a href="#{part.place}">{escape(part.title)}</a>' for part in parts if isinstance(part, Group)]
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(f"{name} · dexml"),
         name=escape(name),
         status=escape(status),
         figures=f'<ul class="figures">{headlines}</ul>' if figures else "",
-        content="".join(content),
+        contents=f'<nav aria-label="Contents">{"".join(links)}</nav>' if links else "",
+        content="".join(map(str, parts)),
     )
-
-
-def group(title: str, note: str, content: Iterable[str]) -> str:
-    """Return what belongs under one heading, `note` saying how to read it; cards in it have headings of level 3."""
-    said = f'<p class="soft">{escape(note)}</p>' if note else ""
-    return f'<div class="group"><h2>{escape(title)}</h2>{said}{"".join(content)}</div>'
 
 
 def charts(cards: Iterable[str]) -> str:

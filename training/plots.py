@@ -32,17 +32,25 @@ Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture (SVG) with its title, the `names` of its series, and `table`: its column names and rows."""
+    """A picture (SVG), named as its `file` of numbers: `table`, the heads and rows.
+
+    `names` are those of its series, `painted` their classes where those are not line-1, line-2, …
+    """
 
     file: str
     title: str
     svg: str
     names: tuple[str, ...]
     table: Table
+    painted: tuple[str, ...] = ()
 
     def csv(self) -> str:
         """Return the table as CSV."""
         return csv_of(*self.table)
+
+    def with_key(self) -> str:
+        """Return the picture with the key of its series below, which a line chart has already."""
+        return self.svg if "</p>" in self.svg else self.svg + legend(self.names, self.painted)
 
 
 def csv_of(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -82,7 +90,7 @@ def curves(sides: Mapping[str, Sequence[Int64Array]], truth: Positives, weights:
             lines[BEST] = (100 * most[kind]).tolist()
         series = [Series(side, list(zip(ks, line, strict=True)), reference=side == BEST) for side, line in lines.items()]
         title = f"{said} @k"
-        svg = line_chart(title, "k", series, logarithmic_x=True, from_zero=True)
+        svg = line_chart(title, "k", series, logarithmic_x=True, hold=[(1, 0), (1, 100)])
         table = (("k", *lines), list(zip(ks, *lines.values(), strict=True)))
         plots.append(Plot(f"{kind.lower()}.csv", title, svg, tuple(lines), table))
     return [*plots, _precision_by_recall(found, ks)]
@@ -107,7 +115,7 @@ def _precision_by_recall(found: Mapping[str, Mapping[str, Sequence[float]]], ks:
     title = "Precision by recall"
     series = [Series(side, list(zip(of["R"], of["P"], strict=True))) for side, of in found.items()]
     columns = {f"{kind}, {side}": of[kind] for side, of in found.items() for kind in ("R", "P")}
-    svg = line_chart(title, "recall, percent", series, from_zero=True, hold=[(0, 0)])
+    svg = line_chart(title, "recall, percent", series, hold=[(0, 0), (100, 100)])
     return Plot(
         "precision_by_recall.csv", title, svg, tuple(found), (("k", *columns), list(zip(ks, *columns.values(), strict=True)))
     )
@@ -117,13 +125,15 @@ def deciles(sides: Mapping[str, Side], counts: Int64Array) -> Plot:
     """Return the recall of ten groups of as many labels each, the most frequent first."""
     names = [str(number) for number in range(1, 11)]
     of_sides = {side: _recalls(metrics.deciles, of, counts) for side, of in sides.items()}
-    return _bars("deciles.csv", "decile of labels, the most frequent first", "decile", names, of_sides)
+    title = f"Recall@{RECALL} by decile of frequency, percent"
+    return _bars("deciles.csv", title, "decile of labels, the most frequent first", "decile", names, of_sides)
 
 
 def bands(sides: Mapping[str, Side], counts: Int64Array) -> Plot:
     """Return the recall of labels with many training rows, with some, and with few."""
     of_sides = {side: _recalls(metrics.bands, of, counts) for side, of in sides.items()}
-    return _bars("bands.csv", "labels by training rows", "band", ["head", "torso", "tail"], of_sides)
+    title = f"Recall@{RECALL} of head, torso and tail, percent"
+    return _bars("bands.csv", title, "labels by training rows", "band", ["head", "torso", "tail"], of_sides)
 
 
 def _recalls(split: Any, side: Side, counts: Int64Array) -> list[float]:
@@ -132,8 +142,7 @@ def _recalls(split: Any, side: Side, counts: Int64Array) -> list[float]:
     return values
 
 
-def _bars(file: str, x_name: str, head: str, names: Sequence[str], values: Mapping[str, Sequence[float]]) -> Plot:
-    title = f"Labels found among the first {RECALL}, percent"
+def _bars(file: str, title: str, x_name: str, head: str, names: Sequence[str], values: Mapping[str, Sequence[float]]) -> Plot:
     svg = bar_chart(title, x_name, names, list(values.items()))
     return Plot(file, title, svg, tuple(values), ((head, *values), list(zip(names, *values.values(), strict=True))))
 
@@ -143,6 +152,7 @@ def scores(found: Any, given: Any) -> Plot:
 
     Each of the two adds up to 100: there are many more wrong ones.
     """
+    given = np.asarray(given, dtype=np.float64)
     there = np.isfinite(given)
     edges = np.histogram_bin_edges(given[there], BINS)
     counts = {name: np.histogram(given[there & of], edges)[0] for name, of in (("right", found), ("wrong", ~found))}
@@ -151,6 +161,24 @@ def scores(found: Any, given: Any) -> Plot:
     svg = line_chart(title, "score", series, from_zero=True)
     rows = list(zip(edges[:-1].tolist(), edges[1:].tolist(), *(count.tolist() for count in counts.values()), strict=True))
     return Plot("scores.csv", title, svg, tuple(counts), (("from", "to", *counts), rows))
+
+
+def by_score(found: Any, given: Any, true: int) -> Plot:
+    """Return how precise answers are of at least a score, and which part of the `true` pairs of the split they find."""
+    given = np.asarray(given, dtype=np.float64)
+    there = np.isfinite(given)
+    values = np.sort(given[there])
+    right = np.sort(given[there & found])
+    least = np.linspace(values[0], values[-1], 2 * BINS + 1)
+    answers = len(values) - np.searchsorted(values, least)
+    hits = len(right) - np.searchsorted(right, least)
+    precision, recall = 100 * hits / np.maximum(answers, 1), 100 * hits / max(true, 1)
+    title = "If only answers from a score on were given, percent"
+    lines = {"precision": precision.tolist(), "recall": recall.tolist()}
+    series = [Series(name, list(zip(least.tolist(), line, strict=True))) for name, line in lines.items()]
+    svg = line_chart(title, "score", series, hold=[(float(least[0]), 0), (float(least[0]), 100)])
+    rows = list(zip(least.tolist(), answers.tolist(), hits.tolist(), *lines.values(), strict=True))
+    return Plot("by_score.csv", title, svg, tuple(lines), (("score", "answers", "right", *lines), rows))
 
 
 def reliability(probabilities: Sequence[tuple[str, Any]], found: Any, k: int) -> list[Plot]:
@@ -195,23 +223,17 @@ def wins(a: Side, b: Side, names: tuple[str, str] = ("A", "B")) -> Plot:
     counts = [won(a, b, name) for name in WINS]
     said = (f"{names[0]} better", "equal", f"{names[1]} better")
     series = [(name, [float(of[key]) for of in counts]) for name, key in zip(said, ("a", "equal", "b"), strict=True)]
-    title = "Queries won"
-    svg = bar_chart(title, "figure", WINS, series)
+    title, painted = "Queries won", ("line-1", "line-6", "line-2")
     rows = [(name, of["a"], of["equal"], of["b"]) for name, of in zip(WINS, counts, strict=True)]
-    return Plot("wins.csv", title, svg, said, (("figure", names[0].lower(), "equal", names[1].lower()), rows))
+    table = (("figure", names[0].lower(), "equal", names[1].lower()), rows)
+    return Plot("wins.csv", title, bar_chart(title, "figure", WINS, series, painted), said, table, painted)
 
 
 def by_query(a: Side, b: Side, names: tuple[str, str] = ("A", "B")) -> Plot:
     """Return how far B is above A for each query, in order of that."""
     apart = 100 * per_query(a, b, BY_QUERY)
-    title = f"{names[1]} − {names[0]} by query, {BY_QUERY}, percent"
+    name = f"{names[1]} − {names[0]}"
+    title = f"{BY_QUERY} by query, {name}, percent"
     points = [(float(place), float(value)) for place, value in enumerate(np.sort(apart), 1)]
-    svg = line_chart(title, "queries, sorted", [Series(f"{names[1]} − {names[0]}", points)])
-    return Plot(
-        "queries.csv", title, svg, (f"{names[1]} − {names[0]}",), (("row", "difference"), list(enumerate(apart.tolist())))
-    )
-
-
-def with_key(plot: Plot) -> str:
-    """Return the picture with the key of its series below, which a line chart has already."""
-    return plot.svg if "legend" in plot.svg else plot.svg + legend(plot.names)
+    svg = line_chart(title, "queries, sorted", [Series(name, points)])
+    return Plot("queries.csv", title, svg, (name,), (("row", "difference"), list(enumerate(apart.tolist()))))

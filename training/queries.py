@@ -61,7 +61,7 @@ def _card(row: int, judge: Judge, answers: Mapping[str, tuple[Int64Array, Any]],
 def _column(title: str, shown: Sequence[str], of: int) -> str:
     more = f'<li class="soft">and {of - len(shown):,} more</li>' if of > len(shown) else ""
     none = "" if shown else '<li class="soft">none</li>'
-    return f"<h4>{escape(title)}</h4><ul>{''.join(shown)}{more}{none}</ul>"
+    return f'<p class="of">{escape(title)}</p><ul aria-label="{escape(title)}">{"".join(shown)}{more}{none}</ul>'
 
 
 def _true_label(label: int, place: int | None, labels: LabelTable) -> str:
@@ -70,7 +70,11 @@ def _true_label(label: int, place: int | None, labels: LabelTable) -> str:
 
 
 def _answer(label: int, place: int, score: float | None, right: bool, labels: LabelTable) -> str:
-    mark = '<b class="right" title="right">✓</b>' if right else '<b class="wrong" title="wrong">✗</b>'
+    mark = (
+        '<b class="right" role="img" aria-label="right">✓</b>'
+        if right
+        else '<b class="wrong" role="img" aria-label="wrong">✗</b>'
+    )
     of = "" if score is None else f'<span class="place">{score:.3f}</span>'
     name = _name(label, labels) if label >= 0 else "a label that the data set does not have"
     return f"<li><span>{mark} {escape(name)}</span>{of}</li>"
