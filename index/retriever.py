@@ -19,6 +19,7 @@ from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
 from index.diversity import Diversity, diversified
+from index.embedded import Embedded, embed
 from index.live import Live, LiveIndex, LiveLabels
 from index.recall import REFERENCE, Reason
 from index.store import Store, version_of
@@ -154,6 +155,13 @@ class Retriever:
             "temperature": self.temperature,
             "created": manifest.created,
             "dexml": manifest.dexml,
+            "training": {
+                "format": manifest.data.format,
+                "rows": manifest.data.train_rows,
+                "steps": manifest.training.step,
+                "finished": manifest.training.finished,
+                "commit": manifest.training.commit,
+            },
             "examples": list(manifest.examples),
             "memory": self.remembered,
             "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
@@ -209,6 +217,10 @@ class Retriever:
         and for `why` where the bundle keeps no texts of training queries.
         """
         return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why))
+
+    def embed(self, queries: Sequence[str] = (), labels: Sequence[str] = (), ids: Sequence[str] = ()) -> Embedded:
+        """Return the rows of texts read as queries and as labels are, and of the labels named, all of one version."""
+        return embed(self.store.live, queries, labels, ids)
 
 
 def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
