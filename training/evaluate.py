@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Float32Array, Int64Array, LabelTable, Positives, Split
-from index.retriever import Retriever
+from index.retriever import Normalize, Retriever
 
 BATCH = 64  # queries at a time, as the service batches them
 DEPTH = 100  # R@100 is the deepest figure
@@ -22,24 +22,18 @@ DEPTH = 100  # R@100 is the deepest figure
 class Evaluation:
     """The figures in percent, the answers with their scores (N, 100), and what they cost.
 
-    `log_z` (N) is of the normaliser that was asked for; `counts` and `weights` (L) are each label's training rows and inverse
-    propensity.
+    `probabilities` (N, 100) are in the sense of each normaliser that was asked for, NaN where an answer is missing; `counts`
+    and `weights` (L) are each label's training rows and inverse propensity.
     """
 
     figures: dict[str, float]
     ranked: Int64Array
     scores: Float32Array
-    log_z: Float32Array
-    temperature: float
+    probabilities: Mapping[Normalize, Float32Array]
     counts: Int64Array
     weights: metrics.Float64Array
     seconds: dict[str, float]
     sizes: dict[str, int]
-
-    def probabilities(self) -> metrics.Float64Array:
-        """Return exp(score/τ − log Z) of each answer (N, 100), NaN where one is missing."""
-        values = np.exp(self.scores.astype(np.float64) / self.temperature - self.log_z[:, None])
-        return np.where(np.isfinite(self.scores), np.minimum(values, 1), np.nan)  # log Z is rounded to float32
 
     def as_json(self) -> dict[str, Any]:
         """Return figures, seconds and sizes in one flat document."""
@@ -52,9 +46,11 @@ def evaluate(
     split: Split,
     propensity: tuple[float, float],
     report: Callable[[int], None],
-    normalize: Literal["topk", "all"] = "topk",
+    normalizers: Sequence[Normalize] = ("topk",),
 ) -> Evaluation:
     """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done.
+
+    What is timed is a search with the first of the `normalizers`; the others are asked for once more.
 
     Labels that were added to the bundle since it was trained take up places in the answers, and are no hits.
     """
@@ -65,26 +61,31 @@ def evaluate(
     spare = int(np.diff(excluded.indptr).max(initial=0)) if excluded is not None else 0
     ranked = np.full((len(split), DEPTH), -1, dtype=np.int64)
     scores = np.full((len(split), DEPTH), -np.inf, dtype=np.float32)
-    log_z = np.zeros(len(split), dtype=np.float32)
+    probabilities = {name: np.full((len(split), DEPTH), np.nan, dtype=np.float32) for name in normalizers}
     stages: dict[str, float] = {}
-    retriever.search(split.texts[:1], DEPTH, normalize=normalize)  # what is compiled at its first use is not measured
-    start = time.perf_counter()
+    retriever.search(split.texts[:1], DEPTH, normalize=normalizers[0])  # what is compiled at its first use is not measured
+    total = 0.0
     for first in range(0, len(split), BATCH):
         texts = split.texts[first : first + BATCH]
-        found = retriever.search(texts, DEPTH + spare, normalize=normalize)
-        rows, of_ids = found.topk.ids.numpy(), found.topk.scores.numpy()
-        ids = np.where(rows < 0, -1, numbers[rows])
+        began = time.perf_counter()
+        found = retriever.search(texts, DEPTH + spare, normalize=normalizers[0])
+        total += time.perf_counter() - began
+        rows = found.topk.ids.numpy()
+        given = [np.where(rows < 0, -1, numbers[rows]), found.topk.scores.numpy()]
+        for name in normalizers:
+            again = found if name == normalizers[0] else retriever.search(texts, DEPTH + spare, normalize=name)
+            assert np.array_equal(again.topk.ids.numpy(), rows), "a normaliser changes no order"
+            of_name = again.probabilities()
+            given.append(np.full(rows.shape, np.nan) if of_name is None else np.where(rows < 0, np.nan, of_name.numpy()))
         if excluded is not None:
-            ids, of_ids = _without(ids, of_ids, excluded.take(np.arange(first, first + len(texts))))
-        width = min(DEPTH, ids.shape[1])
-        ranked[first : first + len(texts), :width] = ids[:, :width]
-        scores[first : first + len(texts), :width] = of_ids[:, :width]
-        assert found.topk.log_z is not None
-        log_z[first : first + len(texts)] = found.topk.log_z.numpy()
+            given = _without(given, excluded.take(np.arange(first, first + len(texts))))
+        width = min(DEPTH, rows.shape[1])
+        kept: list[Any] = [ranked, scores, *probabilities.values()]
+        for into, values in zip(kept, given, strict=True):
+            into[first : first + len(texts), :width] = values[:, :width]
         for stage, spent in found.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + spent
         report(first + len(texts))
-    total = time.perf_counter() - start
     bundle = retriever.bundle
     counts = np.zeros(len(labels), dtype=np.int64)
     counts[numbers[numbers >= 0]] = retriever.labels.train_counts(np.flatnonzero(numbers >= 0))
@@ -97,7 +98,7 @@ def evaluate(
     }
     seconds = {"total": total, **stages}
     figures = dict(metrics.table(ranked, split.positives, weights))
-    return Evaluation(figures, ranked, scores, log_z, found.temperature, counts, weights, seconds, sizes)
+    return Evaluation(figures, ranked, scores, probabilities, counts, weights, seconds, sizes)
 
 
 def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
@@ -136,9 +137,14 @@ def _same_labels(of_data: LabelTable, of_bundle: LabelTable) -> None:
             )
 
 
-def _without(ids: Int64Array, scores: Float32Array, excluded: Positives) -> tuple[Int64Array, Float32Array]:
-    """Return each row without its excluded labels, the rest moved up, padded with −1 and −inf."""
-    gone = metrics.hits(ids, excluded)
+def _without(given: Sequence[Any], excluded: Positives) -> list[Any]:
+    """Return label numbers, scores and probabilities (B, K) without excluded labels, the rest of each row moved up.
+
+    They are padded with −1, −inf and NaN.
+    """
+    gone = metrics.hits(given[0], excluded)
     order = np.argsort(gone, axis=1, kind="stable")
-    kept, of_kept = np.where(gone, -1, ids), np.where(gone, np.float32(-np.inf), scores)
-    return np.take_along_axis(kept, order, axis=1), np.take_along_axis(of_kept, order, axis=1)
+    missing = (-1, -np.inf, *(np.nan for _ in given[2:]))
+    return [
+        np.take_along_axis(np.where(gone, none, values), order, axis=1) for values, none in zip(given, missing, strict=True)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -44,7 +45,7 @@ def evaluate(
 
     Or measure the scores that any program saved of the split's rows (--scores), with every metric and by label frequency.
     """
-    from training.cli import check_outputs, write_output
+    from training.cli import check_outputs
 
     check_outputs({"--json": output, "--scores-out": scores_out})
     _check_report(pages, baseline, split)
@@ -55,18 +56,33 @@ def evaluate(
         return
     if scores is not None or propensity is not None:
         raise click.UsageError("--scores and --propensity go without a BUNDLE, which has its own")
+    _evaluate_bundle(bundle, folder, split, index, output, scores_out, pages, baseline)
+
+
+def _evaluate_bundle(
+    bundle: Path,
+    folder: Path | None,
+    split: str,
+    index: str | None,
+    output: Path | None,
+    scores_out: Path | None,
+    pages: Path | None,
+    baseline: str | None,
+) -> None:
+    """Measure a bundle; where the data and the index are its own, the figures are kept as those of its run."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import track
-    from rich.table import Table
 
     from data import open_format
     from data.scores import write_scores
     from index.retriever import Retriever
-    from training.cli import write_report as write_run_report
+    from training import evaluation_report
+    from training.cli import write_output, write_report
     from training.evaluate import BATCH
     from training.evaluate import evaluate as measure
     from training.record import answers_of, evaluated
+    from training.scores import Judge
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     retriever = Retriever.open(bundle, index)
@@ -81,14 +97,11 @@ def evaluate(
         next(steps, None)
 
     labels = files.labels()
-    result = measure(retriever, labels, rows, facts.propensity, report, "topk" if pages is None else "all")
+    asked = ("topk",) if pages is None else evaluation_report.normalizers(retriever)
+    result = measure(retriever, labels, rows, facts.propensity, report, asked)
     for _ in steps:
         continue
-    table = Table(title=f"{escape(str(bundle))} on {escape(split)} ({len(rows):,} rows, {len(retriever.labels):,} labels)")
-    for name in result.figures:
-        table.add_column(name, justify="right")
-    table.add_row(*[f"{value:.2f}" for value in result.figures.values()])
-    Console(highlight=False).print(table)
+    _show(f"{bundle} on {split} ({len(rows):,} rows, {len(retriever.labels):,} labels)", result.figures)
     per_query = 1000 * result.seconds["total"] / len(rows)
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
@@ -96,19 +109,27 @@ def evaluate(
     if scores_out is not None:
         write_scores(scores_out, result.ranked, result.scores, rows.positives.num_labels)
     if pages is not None:
-        from training.evaluation_report import Answers
-        from training.evaluation_report import write as write_report
-        from training.scores import Judge
-
-        source = str(folder or facts.path)
-        judge = Judge(labels, rows, result.counts, result.weights, facts.propensity, source)
-        written = write_report(pages, judge, split, Answers.of_bundle(retriever, result), baseline)
+        judge = Judge(labels, rows, result.counts, result.weights, facts.propensity, str(folder or facts.path))
+        answers = evaluation_report.Answers.of_bundle(retriever, result)
+        written = evaluation_report.write(pages, judge, split, answers, baseline)
         console.print(f"report: {escape(str(written))}")
     if folder is None and index is None:  # the figures of the run itself
         out = evaluated(retriever.store.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
         if out is not None:
             write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)
-            write_run_report(out, console)
+            write_report(out, console)
+
+
+def _show(title: str, figures: Mapping[str, float]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title))
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_row(*[f"{value:.2f}" for value in figures.values()])
+    Console(highlight=False).print(table)
 
 
 def _check_report(pages: Path | None, baseline: str | None, split: str) -> None:
@@ -117,10 +138,10 @@ def _check_report(pages: Path | None, baseline: str | None, split: str) -> None:
         if baseline is not None:
             raise click.UsageError("--baseline goes with --report")
         return
-    from training.evaluation_report import check
+    from training import evaluation_report
     from training.scores import files_of
 
-    check(pages)
+    evaluation_report.check(pages)
     if baseline is not None:
         files_of(baseline, split)
 
@@ -137,6 +158,7 @@ def _evaluate_scores(
     """Measure a score file; no bundle is opened."""
     from rich.console import Console
 
+    from training import evaluation_report
     from training.cli import write_output
     from training.scores import Judge, propensity_of, report
 
@@ -148,7 +170,5 @@ def _evaluate_scores(
     if output is not None:
         write_output(output, json.dumps(judge.as_json(tally), indent=1) + "\n")
     if pages is not None:
-        from training import evaluation_report
-
         answers = evaluation_report.Answers(scores.name, *judge.answers(scores, evaluation_report.DEPTH))
         click.echo(f"report: {evaluation_report.write(pages, judge, split, answers, baseline)}", err=True)

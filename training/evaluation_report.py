@@ -14,7 +14,7 @@ from data.scores import write_scores
 from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Int64Array
-from index.retriever import Retriever
+from index.retriever import Normalize, Retriever
 from training import page, plots, provenance, record
 from training.compare import LEVEL, Side, compare, per_query, rows
 from training.display import rounded
@@ -24,6 +24,7 @@ from training.scores import Judge, by_frequency, files_of
 
 FILE = "evaluation.html"
 DEPTH = 100
+NAMES: Mapping[Normalize, str] = {"all": "softmax over all labels"}
 OURS, THEIRS = "this run", "baseline"
 WORST = 8  # queries shown; LISTED of them in the file
 LISTED = 200
@@ -70,7 +71,7 @@ class Answers:
 
     @staticmethod
     def of_bundle(retriever: Retriever, found: Evaluation) -> Answers:
-        """Return what the path that serves answered, with the softmax over all labels (`evaluate`'s normalizer "all")."""
+        """Return what the path that serves answered, asked with `normalizers`."""
         total, queries = found.seconds["total"], found.sizes["queries"]
         stages = {
             f"of it, {stage}": f"{spent:.2f} s ({100 * spent / total:.0f} %)"
@@ -103,8 +104,8 @@ class Answers:
             "cores": machine["cores"],
             "GPU": machine["gpu"],
         }
-        softmax = ("softmax over all labels", found.probabilities())
-        return Answers(retriever.bundle.manifest.name, found.ranked, found.scores, [softmax], speed, about)
+        probabilities = [(NAMES[normalizer], of) for normalizer, of in found.probabilities.items()]
+        return Answers(retriever.bundle.manifest.name, found.ranked, found.scores, probabilities, speed, about)
 
 
 class _Files(dict[str, str]):
@@ -118,6 +119,11 @@ class _Files(dict[str, str]):
     def cards(self, drawn: Sequence[plots.Plot]) -> str:
         """Return cards side by side."""
         return page.charts(self.card(plot) for plot in drawn)
+
+
+def normalizers(retriever: Retriever) -> tuple[Normalize, ...]:
+    """Return the normalisers whose probabilities the report of a bundle shows, the first in what is timed."""
+    return ("all",)
 
 
 def check(folder: Path) -> None:
