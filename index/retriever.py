@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dexml.bundle import Bundle
+from dexml.calibration import Calibration
 from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
@@ -24,7 +25,7 @@ from index.live import Live, LiveIndex, LiveLabels
 from index.recall import REFERENCE, Reason
 from index.store import Store, version_of
 
-Normalize = Literal["none", "topk", "all", "sigmoid"]
+Normalize = Literal["none", "topk", "all", "sigmoid", "calibrated"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
 
 
@@ -40,7 +41,8 @@ class Found:
     nothing is answered.
 
     Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
-    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores.
+    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores. With "calibrated",
+    `calibration` makes the probabilities, and `temperature` is its own.
     """
 
     topk: TopK
@@ -58,6 +60,7 @@ class Found:
     rescored: tuple[int, ...] = ()
     why: tuple[list[list[Reason]], ...] = ()
     ranks: Tensor | None = None
+    calibration: Calibration | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
@@ -65,6 +68,9 @@ class Found:
             return None
         if self.normalizer == "sigmoid":
             return torch.sigmoid(self.topk.scores / self.temperature)
+        if self.calibration is not None:
+            log_z = None if self.topk.log_z is None else self.topk.log_z.numpy()
+            return torch.from_numpy(self.calibration.of(self.topk.scores.numpy(), log_z)).float()
         return self.topk.probabilities(self.temperature)
 
 
@@ -164,6 +170,7 @@ class Retriever:
             },
             "examples": list(manifest.examples),
             "memory": self.remembered,
+            "calibration": None if (kept := self.bundle.calibration) is None else kept.about(),
             "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
         }
 
@@ -226,7 +233,10 @@ class Retriever:
 def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
     version = version_of(live)
     manifest = version.bundle.manifest
+    calibration = version.bundle.calibration if how.normalize == "calibrated" else None
     temperature = manifest.temperature if how.temperature is None else how.temperature
+    if calibration is not None and how.temperature is None:
+        temperature = calibration.temperature
     _check(k, how, temperature, live)
     if queries.ndim != 2 or queries.shape[1] != manifest.dimension:
         raise InputError(f"embeddings must be (B, {manifest.dimension}), got {tuple(queries.shape)}")
@@ -239,7 +249,8 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature)
         retrieved = time.perf_counter()
         topk = version.reranker.rerank(queries, live.index.prepared, found, temperature)
-        log_z = live.index.log_partition(queries, temperature, found) if how.normalize == "all" else None
+        over_all = how.normalize == "all" or (calibration is not None and calibration.needs_log_z)
+        log_z = live.index.log_partition(queries, temperature, found) if over_all else None
         if recall is not None:
             topk, log_z = recall.augment(queries, topk, live.index, temperature, log_z)
         rescored = (topk.ids >= 0).sum(dim=1)
@@ -269,6 +280,7 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         rescored=tuple(rescored.tolist()),
         why=tuple(live.recall.why(queries, topk.ids)) if how.why and live.recall is not None else (),
         ranks=ranks,
+        calibration=calibration,
     )
 
 
@@ -279,6 +291,11 @@ def _check(k: int, how: _How, temperature: float, live: Live) -> None:
         raise InputError(f"temperature must be above 0, got {temperature}")
     if how.normalize not in get_args(Normalize):
         raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {how.normalize!r}")
+    if how.normalize == "calibrated":
+        if version_of(live).bundle.calibration is None:
+            raise InputError(f"bundle: {version_of(live).name} has no calibration; `dexml calibrate` fits one")
+        if how.temperature is not None:
+            raise InputError("temperature: calibrated probabilities have their own")
     if how.diversity is not None and not how.diversity.sigma > 0:
         raise InputError(f"the σ of diversity must be above 0, got {how.diversity.sigma}")
     if how.why and (live.recall is None or live.recall.memory.texts is None):

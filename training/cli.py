@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
-    from training.recall import Weighed
     from training.world import World
 
     Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
@@ -124,9 +123,9 @@ def _train_phases(
     from dexml.errors import InputError
     from index import INDEXES
     from training import checkpoint, memory
+    from training.calibration import Judged, judge
     from training.display import both, clock, shown
     from training.export import export
-    from training.recall import weigh_run
     from training.record import Record
     from training.run import Run
 
@@ -136,7 +135,7 @@ def _train_phases(
         raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
     record: Record | None = None
     stop_after: int | None = None
-    weighed: Weighed | None = None
+    judged = Judged(None, None)
     for phase, (rows, validation, numbers) in enumerate(phases, 1):
         if state is not None and state.facts["phase"] != phase and phase < len(phases):
             continue
@@ -145,7 +144,7 @@ def _train_phases(
         began = time.monotonic()
         with console.status("reading texts into features"):
             run = Run(config, labels, rows, validation, phase, numbers, world)
-        run.stop_after, run.weighed = stop_after, weighed
+        run.stop_after, run.weighed, run.calibration = stop_after, judged.weighed, judged.calibration
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         after = None
@@ -174,7 +173,7 @@ def _train_phases(
             console.print(f"stopped early: nothing was gained after epoch {run.best_epoch}, whose weights are kept")
         if finished and phase < len(phases):
             stop_after = run.best_epoch if run.stopped_early else None
-            weighed = weigh_run(run)
+            judged = judge(run)
             del run  # two at a time are more than the forecast says
             continue
         if finished:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Float32Array, Int64Array, LabelTable, Positives, Split
-from index.retriever import Normalize, Retriever
+from index.retriever import Retriever
+from training.calibration import Measured, measure
 
 BATCH = 64  # queries at a time, as the service batches them
 DEPTH = 100  # R@100 is the deepest figure
@@ -22,22 +23,25 @@ DEPTH = 100  # R@100 is the deepest figure
 class Evaluation:
     """The figures in percent, the answers with their scores (N, 100), and what they cost.
 
-    `probabilities` (N, 100) are in the sense of each normaliser that was asked for, NaN where an answer is missing; `counts`
-    and `weights` (L) are each label's training rows and inverse propensity.
+    `calibration` has ECE, Brier score and log loss of the answers' probabilities by way, where the bundle is calibrated;
+    `probabilities` they themselves, there and where they were asked for. `counts` and `weights` (L) are each label's training
+    rows and inverse propensity.
     """
 
     figures: dict[str, float]
     ranked: Int64Array
     scores: Float32Array
-    probabilities: Mapping[Normalize, Float32Array]
-    counts: Int64Array
-    weights: metrics.Float64Array
     seconds: dict[str, float]
     sizes: dict[str, int]
+    counts: Int64Array
+    weights: metrics.Float64Array
+    probabilities: Measured | None = None
+    calibration: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return figures, seconds and sizes in one flat document."""
-        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes}
+        """Return figures, seconds and sizes in one flat document, and the calibration where there is one."""
+        calibration = {} if self.calibration is None else {"calibration": self.calibration}
+        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes, **calibration}
 
 
 def evaluate(
@@ -46,11 +50,10 @@ def evaluate(
     split: Split,
     propensity: tuple[float, float],
     report: Callable[[int], None],
-    normalizers: Sequence[Normalize] = ("topk",),
+    *,
+    probabilities: bool = False,
 ) -> Evaluation:
     """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done.
-
-    What is timed is a search with the first of the `normalizers`; the others are asked for once more.
 
     Labels that were added to the bundle since it was trained take up places in the answers, and are no hits.
     """
@@ -61,31 +64,23 @@ def evaluate(
     spare = int(np.diff(excluded.indptr).max(initial=0)) if excluded is not None else 0
     ranked = np.full((len(split), DEPTH), -1, dtype=np.int64)
     scores = np.full((len(split), DEPTH), -np.inf, dtype=np.float32)
-    probabilities = {name: np.full((len(split), DEPTH), np.nan, dtype=np.float32) for name in normalizers}
     stages: dict[str, float] = {}
-    retriever.search(split.texts[:1], DEPTH, normalize=normalizers[0])  # what is compiled at its first use is not measured
-    total = 0.0
+    retriever.search(split.texts[:1], DEPTH)  # what is compiled at its first use is not measured
+    start = time.perf_counter()
     for first in range(0, len(split), BATCH):
         texts = split.texts[first : first + BATCH]
-        began = time.perf_counter()
-        found = retriever.search(texts, DEPTH + spare, normalize=normalizers[0])
-        total += time.perf_counter() - began
-        rows = found.topk.ids.numpy()
-        given = [np.where(rows < 0, -1, numbers[rows]), found.topk.scores.numpy()]
-        for name in normalizers:
-            again = found if name == normalizers[0] else retriever.search(texts, DEPTH + spare, normalize=name)
-            assert np.array_equal(again.topk.ids.numpy(), rows), "a normaliser changes no order"
-            of_name = again.probabilities()
-            given.append(np.full(rows.shape, np.nan) if of_name is None else np.where(rows < 0, np.nan, of_name.numpy()))
+        found = retriever.search(texts, DEPTH + spare)
+        rows, of_ids = found.topk.ids.numpy(), found.topk.scores.numpy()
+        ids = np.where(rows < 0, -1, numbers[rows])
         if excluded is not None:
-            given = _without(given, excluded.take(np.arange(first, first + len(texts))))
-        width = min(DEPTH, rows.shape[1])
-        kept: list[Any] = [ranked, scores, *probabilities.values()]
-        for into, values in zip(kept, given, strict=True):
-            into[first : first + len(texts), :width] = values[:, :width]
+            ids, of_ids = _without(ids, of_ids, excluded.take(np.arange(first, first + len(texts))))
+        width = min(DEPTH, ids.shape[1])
+        ranked[first : first + len(texts), :width] = ids[:, :width]
+        scores[first : first + len(texts), :width] = of_ids[:, :width]
         for stage, spent in found.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + spent
         report(first + len(texts))
+    total = time.perf_counter() - start
     bundle = retriever.bundle
     counts = np.zeros(len(labels), dtype=np.int64)
     counts[numbers[numbers >= 0]] = retriever.labels.train_counts(np.flatnonzero(numbers >= 0))
@@ -98,7 +93,10 @@ def evaluate(
     }
     seconds = {"total": total, **stages}
     figures = dict(metrics.table(ranked, split.positives, weights))
-    return Evaluation(figures, ranked, scores, probabilities, counts, weights, seconds, sizes)
+    asked = probabilities or bundle.calibration is not None
+    measured = measure(retriever, split, numbers) if asked else None
+    calibration = None if bundle.calibration is None or measured is None else measured.figures()
+    return Evaluation(figures, ranked, scores, seconds, sizes, counts, weights, measured, calibration)
 
 
 def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
@@ -137,14 +135,9 @@ def _same_labels(of_data: LabelTable, of_bundle: LabelTable) -> None:
             )
 
 
-def _without(given: Sequence[Any], excluded: Positives) -> list[Any]:
-    """Return label numbers, scores and probabilities (B, K) without excluded labels, the rest of each row moved up.
-
-    They are padded with −1, −inf and NaN.
-    """
-    gone = metrics.hits(given[0], excluded)
+def _without(ids: Int64Array, scores: Float32Array, excluded: Positives) -> tuple[Int64Array, Float32Array]:
+    """Return each row without its excluded labels, the rest moved up, padded with −1 and −inf."""
+    gone = metrics.hits(ids, excluded)
     order = np.argsort(gone, axis=1, kind="stable")
-    missing = (-1, -np.inf, *(np.nan for _ in given[2:]))
-    return [
-        np.take_along_axis(np.where(gone, none, values), order, axis=1) for values, none in zip(given, missing, strict=True)
-    ]
+    kept, of_kept = np.where(gone, -1, ids), np.where(gone, np.float32(-np.inf), scores)
+    return np.take_along_axis(kept, order, axis=1), np.take_along_axis(of_kept, order, axis=1)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EPILOG = """Examples:
 
@@ -97,11 +101,12 @@ def _evaluate_bundle(
         next(steps, None)
 
     labels = files.labels()
-    asked = ("topk",) if pages is None else evaluation_report.normalizers(retriever)
-    result = measure(retriever, labels, rows, facts.propensity, report, asked)
+    result = measure(retriever, labels, rows, facts.propensity, report, probabilities=pages is not None)
     for _ in steps:
         continue
     _show(f"{bundle} on {split} ({len(rows):,} rows, {len(retriever.labels):,} labels)", result.figures)
+    if result.calibration is not None:
+        Console(highlight=False).print(_calibration_table(result.calibration))
     per_query = 1000 * result.seconds["total"] / len(rows)
     console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
     if output is not None:
@@ -130,6 +135,18 @@ def _show(title: str, figures: Mapping[str, float]) -> None:
         table.add_column(name, justify="right")
     table.add_row(*[f"{value:.2f}" for value in figures.values()])
     Console(highlight=False).print(table)
+
+
+def _calibration_table(figures: dict[str, dict[str, float]]) -> Table:
+    """Return the figures of the probabilities, before and after calibration."""
+    from rich.table import Table
+
+    table = Table(title="probabilities: the softmax over all labels, and calibrated")
+    for column in ("", *next(iter(figures.values()))):
+        table.add_column(column, justify="right" if column else "left")
+    for way, of_way in figures.items():
+        table.add_row(way, *(f"{value:.4f}" for value in of_way.values()))
+    return table
 
 
 def _check_report(pages: Path | None, baseline: str | None, split: str) -> None:

@@ -14,8 +14,9 @@ from data.scores import write_scores
 from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Int64Array
-from index.retriever import Normalize, Retriever
+from index.retriever import Retriever
 from training import page, plots, provenance, record
+from training.calibration import Measured
 from training.compare import LEVEL, Side, compare, per_query, rows
 from training.display import rounded
 from training.evaluate import BATCH, Evaluation
@@ -24,40 +25,19 @@ from training.scores import Judge, by_frequency, files_of
 
 FILE = "evaluation.html"
 DEPTH = 100
-NAMES: Mapping[Normalize, str] = {"all": "softmax over all labels"}
 OURS, THEIRS = "this run", "baseline"
 WORST = 8  # queries shown; LISTED of them in the file
 LISTED = 200
 FIRST = 5  # answers of each query whose probabilities are judged: as many as one looks at
 TABLES = (
-    *(
-        "figures.csv",
-        "p.csv",
-        "r.csv",
-        "ndcg.csv",
-        "psp.csv",
-        "hits.csv",
-        "precision_by_recall.csv",
-        "deciles.csv",
-        "bands.csv",
-    ),
-    *(
-        "frequency.csv",
-        "scores.csv",
-        "by_score.csv",
-        "reliability.csv",
-        "probabilities.csv",
-        "calibration.csv",
-        "wins.csv",
-        "queries.csv",
-    ),
-    *("differences.csv", "worst.csv"),
-)
+    "figures p r ndcg psp hits precision_by_recall deciles bands frequency scores by_score reliability probabilities "
+    "calibration wins queries differences worst"
+).split()
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Answers to the judge's rows: `ranked` (N, K) with `scores` (N, K), and pairs of a name and probabilities (N, K).
+    """Answers to the judge's rows: `ranked` (N, K) with `scores` (N, K), and what probabilities they came with.
 
     `name` says whose they are, `speed` and `about` what they cost and what gave them, where that is known.
     """
@@ -65,13 +45,13 @@ class Answers:
     name: str
     ranked: Int64Array
     scores: Any
-    probabilities: Sequence[tuple[str, Any]] = ()
+    probabilities: Measured | None = None
     speed: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of_bundle(retriever: Retriever, found: Evaluation) -> Answers:
-        """Return what the path that serves answered, asked with `normalizers`."""
+        """Return what the path that serves answered."""
         total, queries = found.seconds["total"], found.sizes["queries"]
         stages = {
             f"of it, {stage}": f"{spent:.2f} s ({100 * spent / total:.0f} %)"
@@ -104,8 +84,7 @@ class Answers:
             "cores": machine["cores"],
             "GPU": machine["gpu"],
         }
-        probabilities = [(NAMES[normalizer], of) for normalizer, of in found.probabilities.items()]
-        return Answers(retriever.bundle.manifest.name, found.ranked, found.scores, probabilities, speed, about)
+        return Answers(retriever.bundle.manifest.name, found.ranked, found.scores, found.probabilities, speed, about)
 
 
 class _Files(dict[str, str]):
@@ -119,11 +98,6 @@ class _Files(dict[str, str]):
     def cards(self, drawn: Sequence[plots.Plot]) -> str:
         """Return cards side by side."""
         return page.charts(self.card(plot) for plot in drawn)
-
-
-def normalizers(retriever: Retriever) -> tuple[Normalize, ...]:
-    """Return the normalisers whose probabilities the report of a bundle shows, the first in what is timed."""
-    return ("all",)
 
 
 def check(folder: Path) -> None:
@@ -160,7 +134,7 @@ def write(folder: Path, judge: Judge, split: str, answers: Answers, baseline: st
     status = f"{judge.source} · {split} · {len(judge.split):,} queries, {len(judge.labels):,} labels · {measured}"
     text = page.document(f"Evaluation of {answers.name}", status, _headlines(tally, answers, judge), content)
     if (folder / FILE).is_file():  # what an earlier report left and this one has not
-        for name in set(TABLES) - set(files):
+        for name in {f"{name}.csv" for name in TABLES} - set(files):
             (folder / name).unlink(missing_ok=True)
     for name, csv in files.items():
         record.write_text(folder / name, csv)
@@ -173,9 +147,9 @@ def _headlines(tally: metrics.Tally, answers: Answers, judge: Judge) -> list[tup
     figures = tally.figures()
     found: list[tuple[str, str]] = []
     found += [(f"{figures[name]:.1f}", name) for name in ("P@1", "P@3", "P@5", "nDCG@5", "R@100", "PSP@5") if name in figures]
-    if answers.probabilities:
-        error = metrics.ece_at(FIRST, answers.probabilities[-1][1], metrics.hits(answers.ranked, judge.split.positives))
-        found.append((f"{error:.3f}", f"ECE@{FIRST}"))
+    if answers.probabilities is not None:
+        way, given = list(answers.probabilities.probabilities.items())[-1]
+        found.append((f"{metrics.ece_at(FIRST, given, answers.probabilities.hits):.3f}", f"ECE@{FIRST}, {way}"))
     if "queries per second" in answers.speed:
         found.append((answers.speed["queries per second"], "queries a second"))
     return found
@@ -231,26 +205,27 @@ def _confidence(answers: Answers, judge: Judge, files: _Files) -> Iterator[page.
     note = "Right answers should score higher than wrong ones: the less the two overlap, the more a score says."
     true = int(judge.split.positives.indptr[-1])
     drawn = [plots.scores(found, answers.scores), plots.by_score(found, answers.scores, true)]
-    if answers.probabilities:
+    if (given := answers.probabilities) is not None:
         note += (
             " Of the answers with a probability of 30 percent, 30 percent should be right: points on the dashed line. Above "
-            "it, answers are right more often than their probability says."
+            "it, answers are right more often than their probability says. The softmax is that over all labels."
         )
-        drawn = [*plots.reliability(answers.probabilities, found, FIRST), *drawn]
+        ways = list(given.probabilities.items())
+        drawn = [*plots.reliability(ways, given.hits, FIRST), *drawn]
         heads = ("probabilities", *(f"ECE@{k}" for k in (1, 3, FIRST, 10)), f"Brier@{FIRST}", f"log loss@{FIRST}")
         errors = [
             (
-                name,
-                *(metrics.ece_at(k, of, found) for k in (1, 3, FIRST, 10)),
-                metrics.brier_at(FIRST, of, found),
-                metrics.log_loss_at(FIRST, of, found),
+                way,
+                *(metrics.ece_at(k, of, given.hits) for k in (1, 3, FIRST, 10)),
+                metrics.brier_at(FIRST, of, given.hits),
+                metrics.log_loss_at(FIRST, of, given.hits),
             )
-            for name, of in answers.probabilities
+            for way, of in ways
         ]
         files["calibration.csv"] = plots.csv_of(heads, errors)
-        shown = [(name, *(f"{value:.4f}" for value in of)) for name, *of in errors]
+        shown = [(way, *(f"{value:.4f}" for value in of)) for way, *of in errors]
         parts.append(page.numbers("Calibration error", heads, shown, level=3, file="calibration.csv"))
-    yield page.Group("Scores and probabilities" if answers.probabilities else "Scores", note, [files.cards(drawn), *parts])
+    yield page.Group("Scores" if given is None else "Scores and probabilities", note, [files.cards(drawn), *parts])
 
 
 def _baseline(

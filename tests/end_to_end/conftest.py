@@ -73,7 +73,7 @@ def kept(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def url(kept: Path):
-    with serving("-m", "dexml", "serve", str(kept), "--port", "0", "--writable") as url:
+    with serving("-m", "dexml", "serve", str(kept), "--port", "0", "--admin-port", "0", "--writable") as url:
         yield url
 
 

@@ -142,6 +142,9 @@ TABLE: dict[str, list[Row]] = {
         *pointed(422, "candidates_out_of_range", ({**GOOD, "diversity": 0.5, "top_k": 512, "exclude_ids": ["b", "b"]}, "")),
     ],
     "why, where no training queries are kept": rows(422, "why_unavailable", {**GOOD, "include": ["why"]}),
+    "calibrated probabilities, where the bundle has none": [
+        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated"}, {**GOOD, "min_precision": 0.5}),
+    ],
     "no or wrong key": [
         *rows(401, "unauthenticated", GOOD, of="keyed", gets={"WWW-Authenticate": 'Bearer realm="dexml"'}),
         *(

@@ -21,21 +21,16 @@ def quiet(rows: int) -> None: ...
 def test_excluded_labels_are_no_answers_and_those_below_move_up(tiny_bundle: Path, tiny_data: Path):
     retriever = Retriever.open(tiny_bundle)
     split = open_format(tiny_data).read("test")
-    asked = ("all", "sigmoid")
-    plain = evaluate(retriever, retriever.labels, split, metrics.DEFAULT_PROPENSITY, quiet, asked)
+    plain = evaluate(retriever, retriever.labels, split, metrics.DEFAULT_PROPENSITY, quiet)
     assert plain.figures["P@1"] == 100
-    assert plain.probabilities["all"][:, :10].sum(axis=1) == pytest.approx(np.ones(len(split)), abs=1e-5)
     firsts = Positives.from_rows([[int(row[0])] for row in plain.ranked], split.positives.num_labels)
     filtered = evaluate(
-        retriever, retriever.labels, Split(split.texts, split.positives, firsts), metrics.DEFAULT_PROPENSITY, quiet, asked
+        retriever, retriever.labels, Split(split.texts, split.positives, firsts), metrics.DEFAULT_PROPENSITY, quiet
     )
     assert filtered.figures["P@1"] == 0
     assert np.array_equal(filtered.ranked[:, :9], plain.ranked[:, 1:10])
     assert np.array_equal(filtered.scores[:, :9], plain.scores[:, 1:10])
     assert (filtered.ranked[:, 9:] == -1).all()
-    for normalizer, given in filtered.probabilities.items():
-        assert np.array_equal(given[:, :9], plain.probabilities[normalizer][:, 1:10])
-        assert np.isnan(given[:, 9:]).all()
 
 
 def test_a_data_set_of_another_size_is_refused(tiny_bundle: Path):
