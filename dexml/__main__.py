@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
     "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
     "evaluate": (
-        "training.cli:evaluate",
+        "training.evaluate_cli:evaluate",
         "Measure a bundle through the path that serves, or any saved scores: P@k, nDCG@k, R@k, PSP@k, …",
     ),
     "compare": ("training.compare_cli:compare", "How far one run is above another, and whether that is luck."),

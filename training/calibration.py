@@ -22,7 +22,7 @@ from index.recall import REFERENCE, Recall
 from training.recall import Weighed, remember, weigh_run
 
 if TYPE_CHECKING:
-    from index.retriever import Retriever
+    from index.retriever import Normalize, Retriever
     from training.run import Run
 
 DEPTH = 100  # answers of a row that are looked at
@@ -177,30 +177,33 @@ def measure(retriever: Retriever, split: Split, numbers: Int64Array) -> Measured
     """Return the probabilities that the retriever's answers to `split` come with: the softmax over all labels, and calibrated.
 
     At most MOST_ROWS rows, evenly spread. `numbers` are the data set's numbers of the retriever's labels, −1 for those that it
-    does not have. Excluded pairs are no answers. The retriever's bundle must have a calibration.
+    does not have. Excluded pairs are no answers. Where the bundle has no calibration, there is only the softmax.
     """
     rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), MOST_ROWS)).astype(np.int64))
     split = split.take(rows)
     ids: list[Int64Array] = []
-    given: dict[str, list[Float64Array]] = {"softmax": [], "calibrated": []}
+    normalizers: dict[str, Normalize] = {"softmax": "all"}
+    if retriever.bundle.calibration is not None:
+        normalizers["calibrated"] = "calibrated"
+    given: dict[str, list[Float64Array]] = {way: [] for way in normalizers}
     for first in range(0, len(split), 256):
         queries, _ = retriever.model.embed_queries(split.texts[first : first + 256])
-        softmax = retriever.search_embeddings(queries, DEPTH, normalize="all")
-        calibrated = retriever.search_embeddings(queries, DEPTH, normalize="calibrated")
-        ids.append(np.where(softmax.topk.ids.numpy() < 0, -1, numbers[softmax.topk.ids.numpy()]))
-        for way, found in zip(given, (softmax, calibrated), strict=True):
+        ways = {way: retriever.search_embeddings(queries, DEPTH, normalize=how) for way, how in normalizers.items()}
+        names = ways["softmax"].topk.ids.numpy()
+        ids.append(np.where(names < 0, -1, numbers[names]))
+        for way, found in ways.items():
             probabilities = found.probabilities()
             assert probabilities is not None
             given[way].append(np.where(found.topk.ids.numpy() < 0, np.nan, probabilities.double().numpy()))
     ranked = np.concatenate(ids)
     right = hits(ranked, split.positives)
-    ways = {way: np.concatenate(parts) for way, parts in given.items()}
+    of_ways = {way: np.concatenate(parts) for way, parts in given.items()}
     if split.excluded is not None:
         gone = hits(ranked, split.excluded)
         order = np.argsort(gone, axis=1, kind="stable")  # out of the way, so that the first k are the first k
         right = np.take_along_axis(right & ~gone, order, axis=1)
-        ways = {way: np.take_along_axis(np.where(gone, np.nan, part), order, axis=1) for way, part in ways.items()}
-    return Measured(ways, right)
+        of_ways = {way: np.take_along_axis(np.where(gone, np.nan, part), order, axis=1) for way, part in of_ways.items()}
+    return Measured(of_ways, right)
 
 
 def _few(rows: int) -> str:

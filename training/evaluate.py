@@ -13,7 +13,7 @@ from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Float32Array, Int64Array, LabelTable, Positives, Split
 from index.retriever import Retriever
-from training.calibration import measure
+from training.calibration import Measured, measure
 
 BATCH = 64  # queries at a time, as the service batches them
 DEPTH = 100  # R@100 is the deepest figure
@@ -23,7 +23,9 @@ DEPTH = 100  # R@100 is the deepest figure
 class Evaluation:
     """The figures in percent, the answers with their scores (N, 100), and what they cost.
 
-    `calibration` has ECE, Brier score and log loss of the answers' probabilities by way, where the bundle is calibrated.
+    `calibration` has ECE, Brier score and log loss of the answers' probabilities by way, where the bundle is calibrated;
+    `probabilities` they themselves, there and where they were asked for. `counts` and `weights` (L) are each label's training
+    rows and inverse propensity.
     """
 
     figures: dict[str, float]
@@ -31,6 +33,9 @@ class Evaluation:
     scores: Float32Array
     seconds: dict[str, float]
     sizes: dict[str, int]
+    counts: Int64Array
+    weights: metrics.Float64Array
+    probabilities: Measured | None = None
     calibration: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -40,7 +45,13 @@ class Evaluation:
 
 
 def evaluate(
-    retriever: Retriever, labels: LabelTable, split: Split, propensity: tuple[float, float], report: Callable[[int], None]
+    retriever: Retriever,
+    labels: LabelTable,
+    split: Split,
+    propensity: tuple[float, float],
+    report: Callable[[int], None],
+    *,
+    probabilities: bool = False,
 ) -> Evaluation:
     """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done.
 
@@ -54,6 +65,7 @@ def evaluate(
     ranked = np.full((len(split), DEPTH), -1, dtype=np.int64)
     scores = np.full((len(split), DEPTH), -np.inf, dtype=np.float32)
     stages: dict[str, float] = {}
+    retriever.search(split.texts[:1], DEPTH)  # what is compiled at its first use is not measured
     start = time.perf_counter()
     for first in range(0, len(split), BATCH):
         texts = split.texts[first : first + BATCH]
@@ -81,8 +93,10 @@ def evaluate(
     }
     seconds = {"total": total, **stages}
     figures = dict(metrics.table(ranked, split.positives, weights))
-    calibration = None if bundle.calibration is None else measure(retriever, split, numbers).figures()
-    return Evaluation(figures, ranked, scores, seconds, sizes, calibration)
+    asked = probabilities or bundle.calibration is not None
+    measured = measure(retriever, split, numbers) if asked else None
+    calibration = None if bundle.calibration is None or measured is None else measured.figures()
+    return Evaluation(figures, ranked, scores, seconds, sizes, counts, weights, measured, calibration)
 
 
 def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
