@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from dexml.calibration import Calibration
 from serve.errors import Fault, Problem
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise PydanticCustomError("precision_out_of_range", "min_precision must be between 0 and 1, got {got}", {"got": value})
+    return value
+
+
+Precision = Annotated[float, AfterValidator(_share)]
 
 
 def check_calibrated(normalize: str, temperature: float | None, min_precision: float | None, *, diverse: bool) -> None:
@@ -14,10 +26,6 @@ def check_calibrated(normalize: str, temperature: float | None, min_precision: f
         raise PydanticCustomError("schema", "temperature must be null with normalize calibrated, which has its own")
     if min_precision is None:
         return
-    if not 0 <= min_precision <= 1:
-        raise PydanticCustomError(
-            "precision_out_of_range", "min_precision must be between 0 and 1, got {got}", {"got": min_precision}
-        )
     if normalize != "calibrated":
         raise PydanticCustomError("schema", 'min_precision goes with normalize "calibrated" alone')
     if diverse:  # a label that is left out must push none away

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from dexml.text import TextFault, id_fault, text_fault
-from serve.calibrated import check_calibrated
+from serve.calibrated import Precision, check_calibrated
 from serve.settings import Settings
 
 DEFAULTS = Settings()
@@ -84,7 +84,7 @@ class SearchRequest(BaseModel):
     ] = None
     min_score: Annotated[float | None, Field(description="Leave out labels that score below.")] = None
     min_precision: Annotated[
-        float | None,
+        Precision | None,
         Field(
             description="0 to 1, with normalize calibrated: leave out labels that are too improbable for the share "
             "min_precision of those returned to be right. 422 where the bundle can promise no such precision."

@@ -70,7 +70,7 @@ class StandIn:
             labels=LiveLabels(self.labels, np.zeros(len(LABELS), dtype=np.int64)), index=SimpleNamespace(gone=0)
         )
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
-        bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
+        self.bundle = bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest, calibration=None)
         folder = Path(__file__).parent  # no versions are listed: it holds none
         self.store = SimpleNamespace(
             name="v000001", live=live, bundle=bundle, root=folder, version=None, log_bytes=0, due=False

@@ -143,7 +143,9 @@ TABLE: dict[str, list[Row]] = {
     ],
     "why, where no training queries are kept": rows(422, "why_unavailable", {**GOOD, "include": ["why"]}),
     "calibrated probabilities, where the bundle has none": [
-        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated"}, {**GOOD, "min_precision": 0.5}),
+        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated"}),
+        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated", "min_precision": 0.5}),
+        *pointed(422, "precision_out_of_range", *(({**GOOD, "min_precision": w}, "/min_precision") for w in (-0.1, 1.5))),
     ],
     "no or wrong key": [
         *rows(401, "unauthenticated", GOOD, of="keyed", gets={"WWW-Authenticate": 'Bearer realm="dexml"'}),
