@@ -174,7 +174,9 @@ class Measured:
 
 
 def measure(retriever: Retriever, split: Split, numbers: Int64Array) -> Measured:
-    """Return the probabilities that the retriever's answers to `split` come with: the softmax over all labels, and calibrated.
+    """Return the probabilities that the retriever's answers to `split` come with.
+
+    They are the softmax over all labels as trained, the same at the fitted temperature, and the calibrated ones.
 
     At most MOST_ROWS rows, evenly spread. `numbers` are the data set's numbers of the retriever's labels, −1 for those that it
     does not have. Excluded pairs are no answers. The retriever's bundle must have a calibration.
@@ -182,13 +184,16 @@ def measure(retriever: Retriever, split: Split, numbers: Int64Array) -> Measured
     rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), MOST_ROWS)).astype(np.int64))
     split = split.take(rows)
     ids: list[Int64Array] = []
-    given: dict[str, list[Float64Array]] = {"softmax": [], "calibrated": []}
+    assert retriever.bundle.calibration is not None
+    fitted = retriever.bundle.calibration.temperature
+    given: dict[str, list[Float64Array]] = {"softmax": [], "temperature": [], "calibrated": []}
     for first in range(0, len(split), 256):
         queries, _ = retriever.model.embed_queries(split.texts[first : first + 256])
         softmax = retriever.search_embeddings(queries, DEPTH, normalize="all")
+        softer = retriever.search_embeddings(queries, DEPTH, normalize="all", temperature=fitted)
         calibrated = retriever.search_embeddings(queries, DEPTH, normalize="calibrated")
         ids.append(np.where(softmax.topk.ids.numpy() < 0, -1, numbers[softmax.topk.ids.numpy()]))
-        for way, found in zip(given, (softmax, calibrated), strict=True):
+        for way, found in zip(given, (softmax, softer, calibrated), strict=True):
             probabilities = found.probabilities()
             assert probabilities is not None
             given[way].append(np.where(found.topk.ids.numpy() < 0, np.nan, probabilities.double().numpy()))
