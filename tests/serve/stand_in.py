@@ -64,6 +64,7 @@ class StandIn:
         self.exact = True
         self.temperature = 0.05
         self.remembered = 0
+        self.calibration = None
         live = SimpleNamespace(labels=self.labels, index=SimpleNamespace(gone=0))
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
         bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
