@@ -239,8 +239,8 @@ def curve(values: Float64Array, hits: BoolArray, there: BoolArray) -> tuple[Floa
     x = np.bincount(place, weights * g) / np.bincount(place, weights)
 
     def by_row(of_answer: Float64Array) -> Float64Array:
-        keys = row * len(x) + place
-        return np.bincount(keys, of_answer, minlength=len(values) * len(x)).reshape(len(values), len(x))
+        sums: Float64Array = np.bincount(row * len(x) + place, of_answer, minlength=len(values) * len(x)).astype(np.float64)
+        return sums.reshape(len(values), len(x))
 
     count, mass, right = by_row(np.ones(len(g))), by_row(weights), by_row(weights * hits[there])
     random, heights = np.random.default_rng(0), np.zeros(len(x))

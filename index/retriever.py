@@ -140,6 +140,11 @@ class Retriever:
         return self.bundle.manifest.dimension
 
     @property
+    def calibration(self) -> Calibration | None:
+        """What the current version's scores mean as probabilities, where that was fitted."""
+        return self.bundle.calibration
+
+    @property
     def remembered(self) -> int:
         """How many training queries are kept with their texts, and so can be named as reasons; 0 without."""
         kept = self.bundle.manifest.memory
@@ -170,7 +175,7 @@ class Retriever:
             },
             "examples": list(manifest.examples),
             "memory": self.remembered,
-            "calibration": None if (kept := self.bundle.calibration) is None else kept.about(),
+            "calibration": None if self.calibration is None else self.calibration.about(),
             "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
         }
 

@@ -29,7 +29,7 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
     if why and not serving.retriever.remembered:
         message = 'must not hold "why": this bundle keeps no training queries that may be shown'
         raise Problem("why_unavailable", faults=[Fault("/include", "why_unavailable", message)])
-    check_available(request.normalize, request.min_precision, serving.retriever.bundle.calibration)
+    check_available(request.normalize, request.min_precision, serving.retriever.calibration)
     limit = request.candidates or settings.max_candidates
     k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.store.live.labels))
     return Ask(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from index.recall import REFERENCE, Recall
 from training.recall import Weighed, remember, weigh_run
 
 if TYPE_CHECKING:
-    from index.retriever import Normalize, Retriever
+    from index.retriever import Retriever
     from training.run import Run
 
 DEPTH = 100  # answers of a row that are looked at
@@ -174,7 +174,9 @@ class Measured:
 
 
 def measure(retriever: Retriever, split: Split, numbers: Int64Array) -> Measured:
-    """Return the probabilities that the retriever's answers to `split` come with: the softmax over all labels, and calibrated.
+    """Return the probabilities that the retriever's answers to `split` come with.
+
+    They are the softmax over all labels as trained, the same at the fitted temperature, and the calibrated ones.
 
     At most MOST_ROWS rows, evenly spread. `numbers` are the data set's numbers of the retriever's labels, −1 for those that it
     does not have. Excluded pairs are no answers. Where the bundle has no calibration, there is only the softmax.
@@ -182,16 +184,17 @@ def measure(retriever: Retriever, split: Split, numbers: Int64Array) -> Measured
     rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), MOST_ROWS)).astype(np.int64))
     split = split.take(rows)
     ids: list[Int64Array] = []
-    normalizers: dict[str, Normalize] = {"softmax": "all"}
-    if retriever.bundle.calibration is not None:
-        normalizers["calibrated"] = "calibrated"
-    given: dict[str, list[Float64Array]] = {way: [] for way in normalizers}
+    ways: dict[str, dict[str, Any]] = {"softmax": {"normalize": "all"}}
+    if (fitted := retriever.bundle.calibration) is not None:
+        ways["temperature"] = {"normalize": "all", "temperature": fitted.temperature}
+        ways["calibrated"] = {"normalize": "calibrated"}
+    given: dict[str, list[Float64Array]] = {way: [] for way in ways}
     for first in range(0, len(split), 256):
         queries, _ = retriever.model.embed_queries(split.texts[first : first + 256])
-        ways = {way: retriever.search_embeddings(queries, DEPTH, normalize=how) for way, how in normalizers.items()}
-        names = ways["softmax"].topk.ids.numpy()
+        answers = {way: retriever.search_embeddings(queries, DEPTH, **how) for way, how in ways.items()}
+        names = answers["softmax"].topk.ids.numpy()
         ids.append(np.where(names < 0, -1, numbers[names]))
-        for way, found in ways.items():
+        for way, found in answers.items():
             probabilities = found.probabilities()
             assert probabilities is not None
             given[way].append(np.where(found.topk.ids.numpy() < 0, np.nan, probabilities.double().numpy()))

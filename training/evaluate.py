@@ -57,7 +57,7 @@ def evaluate(
 
     Labels that were added to the bundle since it was trained take up places in the answers, and are no hits.
     """
-    numbers = _numbers(labels, retriever)
+    numbers = numbers_of(labels, retriever)
     if len(split) == 0:
         raise InputError("data: the split has no rows")
     excluded = split.excluded
@@ -99,7 +99,7 @@ def evaluate(
     return Evaluation(figures, ranked, scores, seconds, sizes, counts, weights, measured, calibration)
 
 
-def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
+def numbers_of(of_data: LabelTable, retriever: Retriever) -> Int64Array:
     """Return the data set's number of each row of the retriever's labels, −1 for those that it does not have.
 
     Raises InputError unless a bundle as it was trained numbers its labels as the data set does, and unless one that has changed

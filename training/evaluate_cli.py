@@ -141,7 +141,7 @@ def _calibration_table(figures: dict[str, dict[str, float]]) -> Table:
     """Return the figures of the probabilities, before and after calibration."""
     from rich.table import Table
 
-    table = Table(title="probabilities: the softmax over all labels, and calibrated")
+    table = Table(title="probabilities: the softmax over all labels, at the fitted temperature, and calibrated")
     for column in ("", *next(iter(figures.values()))):
         table.add_column(column, justify="right" if column else "left")
     for way, of_way in figures.items():

@@ -22,6 +22,7 @@ from dexml.positives import Int64Array
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 BINS = 15  # Guo et al., On Calibration of Modern Neural Networks, ICML 2017
+ROUNDING = 1e-5  # how far above 1 a softmax may be that was taken in float32
 FLOOR = 1e-7  # a probability of 0 or 1 that is wrong costs log 10⁷, not infinity; answers carry seven digits
 
 
@@ -101,9 +102,9 @@ def _answers(k: int, probabilities: Any, hits: Any) -> tuple[Float64Array, Float
     p, y = given[:, :k].ravel(), right[:, :k].ravel()
     there = ~np.isnan(p)
     p, y = p[there], y[there]
-    if len(p) and (p.min() < 0 or p.max() > 1):
+    if len(p) and (p.min() < 0 or p.max() > 1 + ROUNDING):
         raise ValueError(f"metrics: probabilities must lie in 0..1, got {p.min():g} to {p.max():g}")
-    return p, y.astype(np.float64)
+    return np.minimum(p, 1), y.astype(np.float64)
 
 
 __all__ = ["BINS", "Reliability", "brier_at", "ece_at", "log_loss_at", "reliability"]

@@ -66,11 +66,12 @@ class StandIn:
         self.exact = True
         self.temperature = 0.05
         self.remembered = 0
+        self.calibration = None
         live = SimpleNamespace(
             labels=LiveLabels(self.labels, np.zeros(len(LABELS), dtype=np.int64)), index=SimpleNamespace(gone=0)
         )
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
-        self.bundle = bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest, calibration=None)
+        bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
         folder = Path(__file__).parent  # no versions are listed: it holds none
         self.store = SimpleNamespace(
             name="v000001", live=live, bundle=bundle, root=folder, version=None, log_bytes=0, due=False

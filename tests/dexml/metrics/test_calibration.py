@@ -61,6 +61,10 @@ def test_a_sure_mistake_costs_much_and_not_infinity() -> None:
     assert log_loss_at(1, [[1.0]], [[False]]) == pytest.approx(-math.log(1e-7))
 
 
+def test_a_softmax_may_be_above_one_by_rounding() -> None:
+    assert brier_at(1, [[1 + 1e-6]], [[True]]) == 0
+
+
 def test_no_answers_have_no_figure() -> None:
     for figure in (ece_at, brier_at, log_loss_at):
         assert math.isnan(figure(5, np.full((2, 5), math.nan), np.zeros((2, 5))))
