@@ -42,7 +42,8 @@ class Found:
 
     Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
     `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores. With "calibrated",
-    `calibration` makes the probabilities, and `temperature` is its own.
+    `calibration` makes the probabilities, and `temperature` is its own. `chances` (B, K) are those where they were computed
+    before, for all queries of a batch at once.
     """
 
     topk: TopK
@@ -61,9 +62,12 @@ class Found:
     why: tuple[list[list[Reason]], ...] = ()
     ranks: Tensor | None = None
     calibration: Calibration | None = None
+    chances: Tensor | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
+        if self.chances is not None:
+            return self.chances
         if self.normalizer == "none":
             return None
         if self.normalizer == "sigmoid":

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 FAULT = 70  # the exit code of a worker process that gave itself up (EX_SOFTWARE); the arbiter starts another
+SWITCH_S = 0.0005  # seconds a thread may keep the interpreter from the one that gathers requests, and from the model's
 LAST_WORDS_S = 1.0  # for the answers that wait, and for a probe to see 503
 
 
@@ -71,7 +72,7 @@ def run(
     `admin` is the socket that probes and metrics are asked at besides.
     """
     logs.configure(settings.log_format, settings.log_level)
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
+    prepare_environment()
     try:
         Master(Application(settings, listener, retriever, admin)).run()
     except SystemExit as end:
@@ -123,6 +124,13 @@ class Application(BaseApplication):  # type: ignore[misc]
         return begin(self.settings, self.url, self.retriever, self.admin)
 
 
+def prepare_environment() -> None:
+    """Set what libraries read when they are loaded, before any is."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
+    # Threads of a parallel loop that is over would keep a core for milliseconds, which requests need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def begin(
     settings: Settings,
     url: str,
@@ -130,6 +138,7 @@ def begin(
     admin: socket.socket | None = None,
 ) -> Any:
     """Return the WSGI application of a worker process, which says when it is ready, and ends the process when it cannot be."""
+    sys.setswitchinterval(SWITCH_S)
     app = create_app(settings, retriever, end_process)
     if admin is not None:
         service = app.extensions["dexml"]
@@ -198,7 +207,7 @@ class Drainer(Intake):
 
     def at_once(self, held: bytearray) -> bytes | None:
         """Refuse work while the queue is full."""
-        return early(self.wsgi.extensions["dexml"], held)
+        return early(self.wsgi.extensions["dexml"], held, len(self.under_way))
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Mark the service as draining before anything else."""
