@@ -46,7 +46,7 @@ def settings(environ: Mapping[str, str] = os.environ) -> Settings:
 def options() -> dict[str, Any]:
     """Return what the configuration file of gunicorn sets, the address and the application among it."""
     made = settings()
-    wsgi.prepare_environment()
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
     logs.configure(made.log_format, made.log_level)
     if made.admin_port is not None:
         _admin(made)  # before the fork: a worker that takes another's place finds it open

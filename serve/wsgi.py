@@ -72,7 +72,7 @@ def run(
     `admin` is the socket that probes and metrics are asked at besides.
     """
     logs.configure(settings.log_format, settings.log_level)
-    prepare_environment()
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
     try:
         Master(Application(settings, listener, retriever, admin)).run()
     except SystemExit as end:
@@ -122,13 +122,6 @@ class Application(BaseApplication):  # type: ignore[misc]
     def load(self) -> Any:
         """Return the WSGI application, and say when it is ready."""
         return begin(self.settings, self.url, self.retriever, self.admin)
-
-
-def prepare_environment() -> None:
-    """Set what libraries read when they are loaded, before any is."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # a server fetches nothing
-    # Threads of a parallel loop that is over would keep a core for milliseconds, which requests need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def begin(
