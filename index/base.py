@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dexml.kernels import Kernels, Prepared
 from dexml.types import Int64Array, TopK
+from index.patience import Patience
 from index.rerankers import Reranker
 
 
@@ -57,15 +57,6 @@ class LabelIndex(ABC):
     def load(self, folder: Path, labels: Tensor) -> None:
         """Restore the index over `labels`, from its file in `folder` where it keeps one."""
         self.build(labels)
-
-
-@dataclass(eq=False)
-class Patience:
-    """How long a search may take, and whether it may leave out shards that do not answer; `missing` are those that it did."""
-
-    until: float | None = None  # monotonic seconds
-    partial: bool = False
-    missing: set[int] = field(default_factory=set)
 
 
 class ChangingIndex(ABC):

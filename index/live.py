@@ -19,8 +19,9 @@ from dexml.kernels import Kernels, Prepared
 from dexml.kernels.pages import on_huge_pages
 from dexml.label_log import Change
 from dexml.types import Int64Array, LabelTable, TopK
-from index.base import ChangingIndex, LabelIndex, Patience
+from index.base import ChangingIndex, LabelIndex
 from index.merge import merged
+from index.patience import Patience
 from index.recall import Recall
 from index.rerankers import Reranker
 from index.version import Version

@@ -18,11 +18,12 @@ from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
-from index.base import ChangingIndex, Patience
+from index.base import ChangingIndex
 from index.diversity import Diversity, diversified
 from index.live import Live, LiveLabels
+from index.patience import Patience
 from index.recall import REFERENCE, Reason
-from index.store import Store, version_of
+from index.store import Spread, Store, version_of
 
 Normalize = Literal["none", "topk", "all", "sigmoid"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
@@ -91,12 +92,12 @@ class Retriever:
         self.kernels = store.live.index.kernels
 
     @staticmethod
-    def open(path: Path, index: str | None = None, *, writable: bool = False) -> Retriever:
+    def open(path: Path, index: str | None = None, *, writable: bool = False, spread: Spread | None = None) -> Retriever:
         """Return a retriever over the bundle at `path`; `index` names another index than the bundle's own.
 
-        With `writable`, `store` takes writes, which the next search sees; one process at a time may.
+        With `writable`, `store` takes writes, which the next search sees; one process at a time may. `spread` is as in `Store`.
         """
-        return Retriever(Store.open(path, index=index, writable=writable))
+        return Retriever(Store.open(path, index=index, writable=writable, spread=spread))
 
     @property
     def bundle(self) -> Bundle:
@@ -216,9 +217,10 @@ class Retriever:
 
         `candidates` is how many the index is asked for before rescoring (at least k, and 200 where a memory has a say);
         `temperature` changes probabilities, never the order; `diversity` changes the order in which the candidates are chosen
-        from, never a probability; `why` asks for the training queries that speak for each answer; `patience` matters where
-        shards may be slow or missing, and those raise `index.shards.TooLate` and `ShardsMissing`. With fewer labels than k there are as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser,
-        and for `why` where the bundle keeps no texts of training queries.
+        from, never a probability; `why` asks for the training queries that speak for each answer; `patience` is for shards, which
+        may be slow (`index.shards.TooLate`) or missing (`ShardsMissing`). With fewer labels than k there are as many answers as
+        labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser, and for `why` where the bundle
+        keeps no texts of training queries.
         """
         return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why, patience))
 
