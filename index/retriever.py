@@ -20,6 +20,7 @@ from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
 from index.base import ChangingIndex
 from index.diversity import Diversity, diversified
+from index.embedded import Embedded, embed
 from index.live import Live, LiveLabels
 from index.patience import Patience
 from index.recall import REFERENCE, Reason
@@ -165,6 +166,13 @@ class Retriever:
             "temperature": self.temperature,
             "created": manifest.created,
             "dexml": manifest.dexml,
+            "training": {
+                "format": manifest.data.format,
+                "rows": manifest.data.train_rows,
+                "steps": manifest.training.step,
+                "finished": manifest.training.finished,
+                "commit": manifest.training.commit,
+            },
             "examples": list(manifest.examples),
             "memory": self.remembered,
             "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
@@ -223,6 +231,10 @@ class Retriever:
         keeps no texts of training queries.
         """
         return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why, patience))
+
+    def embed(self, queries: Sequence[str] = (), labels: Sequence[str] = (), ids: Sequence[str] = ()) -> Embedded:
+        """Return the rows of texts read as queries and as labels are, and of the labels named, all of one version."""
+        return embed(self.store.live, queries, labels, ids)
 
 
 def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
