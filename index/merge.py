@@ -15,9 +15,7 @@ from torch import Tensor
 from dexml.types import Int64Array, TopK
 
 
-def merged(
-    parts: Sequence[TopK], queries: Tensor | None = None, rows: Callable[[Int64Array], Tensor] | None = None
-) -> TopK:
+def merged(parts: Sequence[TopK], queries: Tensor | None = None, rows: Callable[[Int64Array], Tensor] | None = None) -> TopK:
     """Return the best K of answers (B, K) over disjoint labels, by score descending, then id ascending, missing ones last.
 
     Kernels order by float64 scores and give float32 ones: with `queries` (B, D), and `rows` that gives those of numbers, labels

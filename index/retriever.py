@@ -225,10 +225,10 @@ class Retriever:
 
         `candidates` is how many the index is asked for before rescoring (at least k, and 200 where a memory has a say);
         `temperature` changes probabilities, never the order; `diversity` changes the order in which the candidates are chosen
-        from, never a probability; `why` asks for the training queries that speak for each answer; `patience` is for shards, which
-        may be slow (`index.shards.TooLate`) or missing (`ShardsMissing`). With fewer labels than k there are as many answers as
-        labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser, and for `why` where the bundle
-        keeps no texts of training queries.
+        from, never a probability; `why` asks for the training queries that speak for each answer; `patience` is for shards,
+        which may be slow (`index.shards.TooLate`) or missing (`ShardsMissing`). With fewer labels than k there are as many
+        answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser, and for `why` where
+        the bundle keeps no texts of training queries.
         """
         return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why, patience))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from index.shards.base import Loaded, Question, Reply, Step
 
@@ -49,4 +49,11 @@ class LabelShard:
         return Reply(question.key, -1) if self._shard is None else self._shard.answer(question, step)
 
 
-__all__ = ["LOADING", "LabelShard"]
+def actor_class(ray: Any) -> Any:
+    """Return the actor: searches and changes one at a time, and beside them what is done once in a while."""
+    for method in (LabelShard.load, LabelShard.where):
+        ray.method(concurrency_group=LOADING)(method)
+    return ray.remote(concurrency_groups={LOADING: 1})(LabelShard)
+
+
+__all__ = ["LabelShard", "actor_class"]

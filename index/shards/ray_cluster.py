@@ -38,7 +38,9 @@ def check(address: str | None) -> None:
     if _is_loopback(host):
         return
     if os.environ.get(_MODE) != "token":
-        raise InputError(f"--ray-address {address}: whoever reaches a cluster without a token runs code on it; set {_MODE}=token")
+        raise InputError(
+            f"--ray-address {address}: whoever reaches a cluster without a token runs code on it; set {_MODE}=token"
+        )
     if not (os.environ.get(_TOKEN) or _token_file().is_file()):
         raise InputError(f"--ray-address {address}: {_MODE}=token, and no token: set {_TOKEN} or {_TOKEN_FILE}")
 
