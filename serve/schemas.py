@@ -91,8 +91,8 @@ class SearchRequest(BaseModel):
     allow_partial: Annotated[
         bool,
         Field(
-            description="Where shards of the labels do not answer: take the answers of the others (partial: true) instead of "
-            "503. With normalize all, probabilities are null then. 422 together with exact, and where training queries are heard."
+            description="Where shards of the labels do not answer: take the answers of the others (partial: true), not "
+            "503. Probabilities are null then with normalize all. 422 with exact, and where training queries are heard."
         ),
     ] = False
     index_version: Annotated[str | None, Field(description="404 unless this version is being served.")] = None
