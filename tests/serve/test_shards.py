@@ -1,4 +1,4 @@
-"""A service whose labels are on a Ray cluster of several nodes: nodes lost, processes stopped, versions refused, all under load.
+"""A service whose labels are on a Ray cluster of several nodes, under load: nodes lost, processes stopped, versions refused.
 
 Every answer that is a 200 is compared with that of one process for the version which it names.
 """
@@ -265,7 +265,16 @@ def test_a_stopped_shard_is_504_then_503_at_once_or_left_out(single: Service):
 
 def test_a_version_that_one_shard_refuses_is_not_served(single: Service, tmp_path: Path):
     with Store.open(single.bundle, writable=True) as other:  # another process's writes, which this service only reads
-        other.write([Change("fft"), Change("new", TEXTS[2], single.app.extensions["dexml"].worker.serving.retriever.model.embed_labels([TEXTS[2]]).numpy()[0])])
+        other.write(
+            [
+                Change("fft"),
+                Change(
+                    "new",
+                    TEXTS[2],
+                    single.app.extensions["dexml"].worker.serving.retriever.model.embed_labels([TEXTS[2]]).numpy()[0],
+                ),
+            ]
+        )
         assert other.compact() == "v000002"
     single.learn("v000002")
     from dexml.bundle import Bundle
