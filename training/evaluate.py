@@ -13,6 +13,7 @@ from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Float32Array, Int64Array, LabelTable, Positives, Split
 from index.retriever import Retriever
+from training.calibration import Measured, measure
 
 BATCH = 64  # queries at a time, as the service batches them
 DEPTH = 100  # R@100 is the deepest figure
@@ -20,27 +21,43 @@ DEPTH = 100  # R@100 is the deepest figure
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures in percent, the answers with their scores (N, 100), and what they cost."""
+    """The figures in percent, the answers with their scores (N, 100), and what they cost.
+
+    `calibration` has ECE, Brier score and log loss of the answers' probabilities by way, where the bundle is calibrated;
+    `probabilities` they themselves, there and where they were asked for. `counts` and `weights` (L) are each label's training
+    rows and inverse propensity.
+    """
 
     figures: dict[str, float]
     ranked: Int64Array
     scores: Float32Array
     seconds: dict[str, float]
     sizes: dict[str, int]
+    counts: Int64Array
+    weights: metrics.Float64Array
+    probabilities: Measured | None = None
+    calibration: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return figures, seconds and sizes in one flat document."""
-        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes}
+        """Return figures, seconds and sizes in one flat document, and the calibration where there is one."""
+        calibration = {} if self.calibration is None else {"calibration": self.calibration}
+        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes, **calibration}
 
 
 def evaluate(
-    retriever: Retriever, labels: LabelTable, split: Split, propensity: tuple[float, float], report: Callable[[int], None]
+    retriever: Retriever,
+    labels: LabelTable,
+    split: Split,
+    propensity: tuple[float, float],
+    report: Callable[[int], None],
+    *,
+    probabilities: bool = False,
 ) -> Evaluation:
     """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done.
 
     Labels that were added to the bundle since it was trained take up places in the answers, and are no hits.
     """
-    numbers = _numbers(labels, retriever)
+    numbers = numbers_of(labels, retriever)
     if len(split) == 0:
         raise InputError("data: the split has no rows")
     excluded = split.excluded
@@ -48,6 +65,7 @@ def evaluate(
     ranked = np.full((len(split), DEPTH), -1, dtype=np.int64)
     scores = np.full((len(split), DEPTH), -np.inf, dtype=np.float32)
     stages: dict[str, float] = {}
+    retriever.search(split.texts[:1], DEPTH)  # what is compiled at its first use is not measured
     start = time.perf_counter()
     for first in range(0, len(split), BATCH):
         texts = split.texts[first : first + BATCH]
@@ -74,10 +92,14 @@ def evaluate(
         "bundle_bytes": sum(entry.size for entry in bundle.manifest.files.values()),
     }
     seconds = {"total": total, **stages}
-    return Evaluation(dict(metrics.table(ranked, split.positives, weights)), ranked, scores, seconds, sizes)
+    figures = dict(metrics.table(ranked, split.positives, weights))
+    asked = probabilities or bundle.calibration is not None
+    measured = measure(retriever, split, numbers) if asked else None
+    calibration = None if bundle.calibration is None or measured is None else measured.figures()
+    return Evaluation(figures, ranked, scores, seconds, sizes, counts, weights, measured, calibration)
 
 
-def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
+def numbers_of(of_data: LabelTable, retriever: Retriever) -> Int64Array:
     """Return the data set's number of each row of the retriever's labels, −1 for those that it does not have.
 
     Raises InputError unless a bundle as it was trained numbers its labels as the data set does, and unless one that has changed

@@ -5,6 +5,7 @@ Every answer that is a 200 is compared with that of one process for the version 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -23,7 +24,8 @@ from dexml.label_log import Change
 from index.retriever import Retriever
 from index.store import Store
 
-ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("the extra `ray` is not installed", allow_module_level=True)
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 TEXTS = ("sorting of arrays", "a matrix in pieces", "points into groups", "random numbers and lines", "join strings")
@@ -34,12 +36,13 @@ SETTLED_S = 90.0  # for a copy to be back, on a machine that does much else
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head, and two nodes that may be lost; it asks for a token, as one that others reach must."""
-    from ray.cluster_utils import Cluster
-
     before = dict(os.environ)
-    os.environ.update(
+    os.environ.update(  # Ray reads them when it is imported
         RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef" * 4, RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0"
     )
+    import ray
+    from ray.cluster_utils import Cluster
+
     made = Cluster(initialize_head=True, head_node_args=node())
     for _ in range(2):
         made.add_node(**node())
@@ -96,7 +99,7 @@ class Service:
         return time.monotonic() - started
 
     def pid(self, shard: int, copy: int) -> int:
-        return ray.get(self.engine._copies[shard][copy].actor.where.remote())[1]
+        return self.engine._ray.get(self.engine._copies[shard][copy].actor.where.remote())[1]
 
     @contextmanager
     def under_load(self) -> Iterator[Counter[int]]:

@@ -142,6 +142,11 @@ TABLE: dict[str, list[Row]] = {
         *pointed(422, "candidates_out_of_range", ({**GOOD, "diversity": 0.5, "top_k": 512, "exclude_ids": ["b", "b"]}, "")),
     ],
     "why, where no training queries are kept": rows(422, "why_unavailable", {**GOOD, "include": ["why"]}),
+    "calibrated probabilities, where the bundle has none": [
+        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated"}),
+        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated", "min_precision": 0.5}),
+        *pointed(422, "precision_out_of_range", *(({**GOOD, "min_precision": w}, "/min_precision") for w in (-0.1, 1.5))),
+    ],
     "no or wrong key": [
         *rows(401, "unauthenticated", GOOD, of="keyed", gets={"WWW-Authenticate": 'Bearer realm="dexml"'}),
         *(
