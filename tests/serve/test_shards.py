@@ -23,6 +23,7 @@ import pytest
 from dexml.label_log import Change
 from index.retriever import Retriever
 from index.store import Store
+from serve.errors import Problem
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("the extra `ray` is not installed", allow_module_level=True)
@@ -268,16 +269,8 @@ def test_a_stopped_shard_is_504_then_503_at_once_or_left_out(single: Service):
 
 def test_a_version_that_one_shard_refuses_is_not_served(single: Service, tmp_path: Path):
     with Store.open(single.bundle, writable=True) as other:  # another process's writes, which this service only reads
-        other.write(
-            [
-                Change("fft"),
-                Change(
-                    "new",
-                    TEXTS[2],
-                    single.app.extensions["dexml"].worker.serving.retriever.model.embed_labels([TEXTS[2]]).numpy()[0],
-                ),
-            ]
-        )
+        row = other.version.model.embed_labels([TEXTS[2]]).numpy()[0]
+        other.write([Change("fft"), Change("new", TEXTS[2], row)])
         assert other.compact() == "v000002"
     single.learn("v000002")
     from dexml.bundle import Bundle
@@ -290,15 +283,22 @@ def test_a_version_that_one_shard_refuses_is_not_served(single: Service, tmp_pat
     content = bytearray(rows.read_bytes())
     content[-1] ^= 64
     rows.write_bytes(content)
+    worker = single.app.extensions["dexml"].worker
+    store = worker.serving.store
+
+    def activate() -> str:
+        return worker.upkeep.change(store, lambda: store.activate("v000002"))  # as an administrator's request does
+
     with single.under_load() as seen:
-        refused = single.post("/v1/indexes/v000002/activate")
+        with pytest.raises(Problem) as refused:
+            activate()
         time.sleep(0.2)
-    assert refused.status_code == 409 and refused.json["error"]["code"] == "version_unusable", refused.json
-    assert "shard 1 of 3" in refused.json["detail"] and str(single.bundle) not in refused.json["detail"]
+    assert (refused.value.status, refused.value.code) == (409, "version_unusable")
+    assert "shard 1 of 3" in refused.value.detail and str(single.bundle) not in refused.value.detail
     assert set(seen) == {200} and single.search().json["index_version"] == "v000001"
     shutil.rmtree(folder)
     with single.under_load() as seen:
-        assert single.post("/v1/indexes/v000002/activate").json["index_version"] == "v000002"
+        assert activate() == "v000002"
         time.sleep(0.2)
     assert set(seen) == {200}
     assert single.search().json["index_version"] == "v000002"
