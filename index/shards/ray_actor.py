@@ -11,7 +11,7 @@ from index.shards.base import Loaded, Question, Reply, Step
 if TYPE_CHECKING:
     from index.shards.shard import Shard
 
-LOADING = "loading"  # the group of methods that run beside the searches
+LOADING, ALIVE = "loading", "alive"  # groups of methods that run beside the searches, and beside each other
 
 
 class LabelShard:
@@ -51,9 +51,9 @@ class LabelShard:
 
 def actor_class(ray: Any) -> Any:
     """Return the actor: searches and changes one at a time, and beside them what is done once in a while."""
-    for method in (LabelShard.load, LabelShard.where):
-        ray.method(concurrency_group=LOADING)(method)
-    return ray.remote(concurrency_groups={LOADING: 1})(LabelShard)
+    ray.method(concurrency_group=LOADING)(LabelShard.load)
+    ray.method(concurrency_group=ALIVE)(LabelShard.where)
+    return ray.remote(concurrency_groups={LOADING: 1, ALIVE: 1})(LabelShard)
 
 
 __all__ = ["LabelShard", "actor_class"]

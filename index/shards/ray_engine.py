@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_S = 60.0  # for an answer that has no deadline
 PART = 0.8  # of the time that is left, after which a partial answer goes without those who have not answered
+PING_S = 10.0  # without an answer to the simplest question, a copy that should be loading hangs
 TICK_S = 0.5  # how long a wait for loading lasts at most before the world is looked at again
 
 
@@ -86,19 +87,22 @@ class RayEngine(Engine):
         with self._lock:
             self._folders[key] = folders
             targets = [replica for replica in self._every() if replica.up]
-        calls = {replica.actor.load.remote(key, str(folders[replica.shard])): replica for replica in targets}
+        calls: dict[Any, tuple[Replica, Any]] = {}
+        for replica in targets:
+            if (actor := replica.actor) is not None:
+                calls[actor.load.remote(key, str(folders[replica.shard]))] = replica, actor
         told: dict[int, Loaded] = {}
         while calls:
             done, _ = self._ray.wait(list(calls), num_returns=1, timeout=TICK_S)
             for ref in done:
-                replica = calls.pop(ref)
-                answer = self._got(ref, replica)
+                replica, actor = calls.pop(ref)
+                answer = self._got(ref, replica, actor)
                 if isinstance(answer, Loaded):
                     if not answer.fault:
                         replica.loaded.add(key)
                     if not told.get(replica.shard, answer).fault:
                         told[replica.shard] = answer
-            if not done and all(self._hangs(replica) for replica in calls.values()):
+            if not done and all(self._hangs(replica) for replica, _ in calls.values()):
                 break
         every = [told.get(shard, Loaded("none of its copies answers")) for shard in range(self.shards)]
         try:
@@ -132,16 +136,17 @@ class RayEngine(Engine):
     def _every(self) -> list[Replica]:
         return [replica for copies in self._copies for replica in copies]
 
-    def _got(self, ref: Any, replica: Replica) -> Any:
-        """Return what came of a call, None where the process or its node is gone."""
+    def _got(self, ref: Any, replica: Replica, actor: Any) -> Any:
+        """Return what came of a call, None where the process `actor` or its node is gone."""
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayTaskError:
             log.exception("shard %d, copy %d, failed", replica.shard, replica.number)
             return None
         except self._ray.exceptions.RayError as error:
-            log.warning("shard %d, copy %d, is gone: %s", replica.shard, replica.number, type(error).__name__)
-            self._keeper.lost(replica)
+            if replica.actor is actor:
+                log.warning("shard %d, copy %d, is gone: %s", replica.shard, replica.number, type(error).__name__)
+                self._keeper.lost(replica, actor)
             return None
 
     def _look_after_late(self) -> None:
@@ -150,14 +155,17 @@ class RayEngine(Engine):
         if not late:
             return
         for ref in self._ray.wait(list(late), num_returns=len(late), timeout=0)[0]:
-            late[ref].late.pop(ref, None)
-            self._got(ref, late[ref])
+            actor = late[ref].actor
+            if late[ref].late.pop(ref, None) is not None:
+                self._got(ref, late[ref], actor)
 
     def _hangs(self, replica: Replica) -> bool:
         """Return whether a copy does not even answer the simplest question."""
-        ping = replica.actor.where.remote()
-        if self._ray.wait([ping], timeout=10 * TICK_S)[0]:
-            return self._got(ping, replica) is None
+        if (actor := replica.actor) is None:
+            return True
+        ping = actor.where.remote()
+        if self._ray.wait([ping], timeout=PING_S)[0]:
+            return self._got(ping, replica, actor) is None
         replica.late[ping] = time.monotonic()
         return True
 
@@ -196,7 +204,8 @@ class _Gathering:
                 self._take(ref, self._calls.pop(ref))
             self._hedge()
         for ref, call in self._calls.items():
-            call.replica.late[ref] = call.sent
+            if call.actor is call.replica.actor:
+                call.replica.late[ref] = call.sent
         return self._outcome(late)
 
     def _outcome(self, late: bool) -> list[Reply | None]:
@@ -212,7 +221,7 @@ class _Gathering:
 
     def _take(self, ref: Any, call: Call) -> None:
         replica, shard = call.replica, call.replica.shard
-        reply = self._engine._got(ref, replica)
+        reply = self._engine._got(ref, replica, call.actor)
         if shard not in self._open:  # another copy was quicker
             return
         step = self._question.steps[shard]
@@ -222,7 +231,7 @@ class _Gathering:
             self._open.discard(shard)
         elif isinstance(reply, Reply) and 0 <= reply.step < step and not call.again:
             # It was away, and has missed changes: what it would say is of another moment. It gets them, and is asked again.
-            replica.actor.change.remote(self._question.key, reply.step + 1, self._missed(shard, reply.step))
+            call.actor.change.remote(self._question.key, reply.step + 1, self._missed(shard, reply.step))
             self._send(replica, again=True)
         else:
             if isinstance(reply, Reply):
@@ -258,13 +267,14 @@ class _Gathering:
 
     def _send(self, replica: Replica, again: bool = False) -> None:
         actor = replica.actor
-        if actor is None:
+        if actor is None:  # lost between being chosen and being asked
+            self._open.discard(replica.shard)
             self._failed.add(replica.shard)
             return
         replica.asked += 1
         self._tried[replica.shard].add(replica)
         ref = actor.answer.remote(self._question, self._question.steps[replica.shard])
-        self._calls[ref] = Call(replica, again=again)
+        self._calls[ref] = Call(replica, actor, again=again)
 
 
 __all__ = ["Layout", "RayEngine"]

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 0.5  # how often it looks
 HUNG_S = 30.0  # at one call for longer, a copy is ended, and another one takes its place
+LOAD_S = 3600.0  # to open a part
 START_S = 120.0  # for all copies to be there at the start
 
 
@@ -40,7 +41,8 @@ class Keeper:
         self._copies = copies
         self._folders = folders
         self._lock = lock
-        self._pings: dict[Any, Replica] = {}
+        self._pings: dict[Any, tuple[Replica, Any]] = {}
+        self._returning: set[Replica] = set()  # each in a thread of its own: a version takes as long to load as it takes
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._class = actor_class(ray)
@@ -77,12 +79,15 @@ class Keeper:
                 f"{self._layout.cpus:g} CPUs each, and the cluster has {have:g} (--shards, --replicas, --shard-cpus)"
             )
 
-    def lost(self, replica: Replica) -> None:
-        """Note that a copy's process is gone: another one is made as soon as may be."""
+    def lost(self, replica: Replica, actor: Any) -> None:
+        """Note that the process behind a copy is gone: another one is made as soon as may be."""
         with self._lock:
-            replica.actor = None
+            if replica.actor is not actor:  # long since
+                return
+            replica.actor, replica.node = None, ""
             replica.loaded.clear()
             replica.late.clear()
+        self._ray.kill(actor)  # where it was only out of reach, nobody is to come back with its share of the CPUs
         self._wake.set()
 
     def stale(self, replica: Replica, key: str) -> None:
@@ -106,16 +111,15 @@ class Keeper:
                 return
             if replica.actor is not None and replica.silent_s() > HUNG_S:
                 log.warning("shard %d, copy %d, hangs and is ended", replica.shard, replica.number)
-                self._ray.kill(replica.actor)
-                self.lost(replica)
+                self.lost(replica, replica.actor)
             if replica.actor is None:
-                actor, node = self._made(replica)
-                if not self._opened(replica, actor, node):
-                    self._ray.kill(actor)
+                if replica not in self._returning:
+                    self._returning.add(replica)
+                    threading.Thread(target=self._bring_back, args=(replica,), name="dexml-shard", daemon=True).start()
             elif missing := [key for key in list(self._folders) if key not in replica.loaded]:
                 self._load(replica, replica.actor, missing)
-            elif replica not in self._pings.values():
-                self._pings[replica.actor.where.remote()] = replica
+            elif not any(pinged is replica for pinged, _ in self._pings.values()):
+                self._pings[replica.actor.where.remote()] = replica, replica.actor
         self._take_pings()
 
     def _take_pings(self) -> None:
@@ -123,18 +127,33 @@ class Keeper:
         if not self._pings:
             return
         for ref in self._ray.wait(list(self._pings), num_returns=len(self._pings), timeout=0)[0]:
-            replica = self._pings.pop(ref)
+            replica, actor = self._pings.pop(ref)
             try:
                 self._ray.get(ref)
             except self._ray.exceptions.RayError as error:
-                if replica.actor is not None:
+                if replica.actor is actor:
                     log.warning("shard %d, copy %d, is gone: %s", replica.shard, replica.number, type(error).__name__)
-                    self.lost(replica)
+                    self.lost(replica, actor)
 
-    def _opened(self, replica: Replica, actor: Any, node: str) -> bool:
+    def _bring_back(self, replica: Replica) -> None:
+        """Give a lost copy a new process, and all that is served; without success the next look tries again."""
+        try:
+            with self._lock:
+                actor, replica.node = self._made(replica)
+            if not self._opened(replica, actor):
+                replica.node = ""
+                self._ray.kill(actor)
+        except Exception:  # whatever Ray is at
+            replica.node = ""
+            if not self._ended.is_set():
+                log.exception("shard %d, copy %d, could not be started", replica.shard, replica.number)
+        finally:
+            self._returning.discard(replica)
+
+    def _opened(self, replica: Replica, actor: Any) -> bool:
         """Let a new process open all that is served; it is asked from then on."""
         where = actor.where.remote()
-        if not self._done(where):
+        if not self._done(where, START_S):
             return False
         node = self._ray.get(where)[0]
         started = time.monotonic()
@@ -153,7 +172,7 @@ class Keeper:
             if folders is None:  # dropped meanwhile
                 continue
             call = actor.load.remote(key, str(folders[replica.shard]))
-            if not self._done(call):
+            if not self._done(call, LOAD_S):
                 return False
             told: Loaded = self._ray.get(call)
             if told.fault:
@@ -162,9 +181,9 @@ class Keeper:
             replica.loaded.add(key)
         return True
 
-    def _done(self, call: Any) -> bool:
+    def _done(self, call: Any, limit_s: float) -> bool:
         """Wait for a call, and return whether it went well; not when we are to end, or it takes for ever."""
-        until = time.monotonic() + START_S
+        until = time.monotonic() + limit_s
         while time.monotonic() < until and not self._ended.is_set():
             if self._ray.wait([call], timeout=EVERY_S)[0]:
                 try:
@@ -179,8 +198,8 @@ class Keeper:
         """Return a new process for a copy, and the node that it is meant for: one without another copy, if possible."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        beside = {other.node for other in self._copies[replica.shard] if other is not replica and other.actor is not None}
-        everywhere = [other.node for copies in self._copies for other in copies if other.actor is not None]
+        beside = {other.node for other in self._copies[replica.shard] if other is not replica and other.node}
+        everywhere = [other.node for copies in self._copies for other in copies if other.node]
         cpus = self._layout.cpus
         free = {
             node["NodeID"]: node["Resources"].get("CPU", 0) - cpus * everywhere.count(node["NodeID"])

@@ -67,9 +67,10 @@ class Delays:
 
 @dataclass(eq=False)
 class Call:
-    """A question that is out at one copy."""
+    """A question that is out at one copy, and the process that it went to."""
 
     replica: Replica
+    actor: Any
     sent: float = field(default_factory=time.monotonic)
     again: bool = False  # whether it is the second try, after changes that the copy had missed
 
