@@ -56,10 +56,10 @@ def main() -> None:
     table = Table(
         title=f"{given.labels:,} labels × {given.dimension} on {os.cpu_count()} cores: milliseconds, queries per second"
     )
+    for column in ("", *(f"{row['shards']:.0f} shards" for row in rows)):
+        table.add_column(column, justify="right" if column else "left")
     for name in rows[0]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:,.4g}" for value in row.values()))
+        table.add_row(name, *(f"{row[name]:,.3g}" for row in rows))
     Console().print(table)
     size = {"labels": given.labels, "dimension": given.dimension, "turns": given.turns}
     print(write_result("shards", {"machine": describe(), **size, "rows": rows}))
@@ -88,8 +88,9 @@ def measure(bundle: Path, shards: int, given: argparse.Namespace) -> dict[str, f
     for retriever in (whole, sharded):
         retriever.warm()
     queries = torch.nn.functional.normalize(torch.randn(64, given.dimension, generator=torch.Generator().manual_seed(1)))
-    for one, other in zip(*(asked(r, queries[:8]) for r in (whole, sharded)), strict=True):
-        assert torch.equal(one, other), "the same ids"
+    one, other = (retriever.search_embeddings(queries, K, normalize="all").topk for retriever in (whole, sharded))
+    assert torch.equal(one.ids, other.ids), "the same ids"
+    assert one.log_z is not None and other.log_z is not None
     took: dict[str, list[float]] = {"one process": [], "shards": []}
     inside: list[float] = []
     for turn in range(-WARM, given.turns, BLOCK):
@@ -111,6 +112,8 @@ def measure(bundle: Path, shards: int, given: argparse.Namespace) -> dict[str, f
         "shards, p95": 1000 * float(np.percentile(took["shards"], 95)),
         "in the slowest shard, p50": 1000 * float(np.median(inside)),
         "way and merge, p50": 1000 * float(np.median(hop)),
+        "scores differ by": float((one.scores - other.scores).abs().max()),
+        "log Z differs by": float((one.log_z - other.log_z).abs().max()),
         "empty call, p50": 1000 * float(np.median([timed(lambda: called(engine)) for _ in range(given.turns)])),
     }
     for batch in (1, 32):
@@ -139,11 +142,6 @@ def called(engine: Any) -> None:
     import ray
 
     ray.get([copies[0].actor.where.remote() for copies in engine._copies])
-
-
-def asked(retriever: Retriever, queries: Tensor) -> list[Tensor]:
-    """Return the ids of the answers to each query."""
-    return [retriever.search_embeddings(query[None], K).topk.ids for query in queries]
 
 
 def timed(act: Callable[[], object]) -> float:

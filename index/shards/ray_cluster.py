@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import math
 import os
 import secrets
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from dexml.errors import InputError
 
 NEEDED = "--engine ray needs Ray 2.52 or newer, below 3: pip install 'dexml[ray]'"
+TRIES = 2  # Ray gives a node 30 s to come up, which a busy machine may need
 STORE_BYTES = 100 << 20  # answers are small, and travel beside Ray's object store where they are not
 _MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
@@ -66,22 +68,20 @@ def start(address: str | None, cpus: float) -> Any:
         raise InputError(f"{NEEDED}; this is {ray.__version__}")
     if ray.is_initialized():
         return ray
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    try:
-        if address is None:
-            ray.init(
-                address="local",  # whatever else runs on this machine, or RAY_ADDRESS names
-                num_cpus=max(1, round(cpus + 0.5)),
-                num_gpus=0,
-                include_dashboard=False,
-                object_store_memory=STORE_BYTES,
-                **quiet,
-            )
-        else:
-            ray.init(address=address, **quiet)
-    except Exception as error:  # Ray has no narrower word for a raylet that does not start
-        told = " ".join(str(error).split())[:300]
-        raise InputError(f"Ray: {f'the cluster at {address} cannot be joined' if address else 'no cluster'}: {told}") from None
+    how: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if address is None:  # "local": whatever else runs on this machine, or RAY_ADDRESS names
+        how |= {"address": "local", "num_cpus": math.ceil(cpus), "num_gpus": 0, "include_dashboard": False}
+        how["object_store_memory"] = STORE_BYTES
+    for tries_left in reversed(range(TRIES)):
+        try:
+            ray.init(**how)
+            break
+        except Exception as error:  # Ray has no narrower word for a node that is not up in time
+            ray.shutdown()
+            if not tries_left or isinstance(error, ValueError | ConnectionError):
+                told = " ".join(str(error).split())[:300]
+                where = f"the cluster at {address} cannot be joined" if address else "no cluster of our own"
+                raise InputError(f"Ray: {where}: {told}") from None
     return ray
 
 
