@@ -54,6 +54,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "exact_unavailable": (422, "This index answers approximately"),
     "why_unavailable": (422, "No training queries are kept here"),
     "key_reused": (422, "The idempotency key was used for another request"),
+    "partial_unavailable": (422, "The answer cannot be partial"),
     "calibration_unavailable": (422, "This bundle is not calibrated"),
     "headers_too_large": (431, "The header fields are too large"),
     "overloaded": (429, "Too many requests at once"),
@@ -61,6 +62,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "not_implemented": (501, "This is not supported"),
     "not_ready": (503, "The model is still loading"),
     "draining": (503, "The service is shutting down"),
+    "shard_unavailable": (503, "A part of the labels does not answer"),
     "deadline_exceeded": (504, "The deadline passed"),
     "insufficient_storage": (507, "The disk is full"),
 }
