@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "training.export_cli:export",
         "Labels to Qdrant, Milvus, PostgreSQL, NumPy or a hub folder; the encoder to ONNX.",
     ),
+    "embed": ("training.embed_cli:embed", "Embed a file of texts into numbered parts, here or on Ray; a killed job goes on."),
     "labels": ("training.labels_cli:command", "Add, replace, delete and list a bundle's labels; no training."),
     "memory": ("training.recall_cli:memory", "Keep training queries in a bundle; their labels are lifted in answers."),
     "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +51,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     from dexml.errors import InputError
     from training.config import Config, check, settle
     from training.follow import follow, join
+    from training.interrupts import interruptible
     from training.run import hold_out_rows
     from training.trackers import settle as settle_trackers
 
@@ -80,7 +79,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
         raise InputError(f"out: {settled.out} cannot be made: {error.strerror}") from None
     console.print(f"[bold]{escape(str(read.data.path))}[/]: {len(split):,} training rows, {len(labels):,} labels")
     console.print(f"auto: {escape(said)}")
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         if not world.first:
             follow(settled, labels, phases, resume, interrupted, world)
             return
@@ -206,24 +205,6 @@ def _report(out: Path, console: Console) -> None:
         console.print(f"report: {escape(str(write(out)))}")
     except InputError as error:
         console.print(f"note: {escape(str(error))}")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C or SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 EPILOG_EVALUATE = """Examples:
