@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from training.engine_options import engine_of, engine_options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -211,6 +213,7 @@ EPILOG_EVALUATE = """Examples:
 
 \b
   dexml evaluate demo/run
+  dexml evaluate demo/run --engine ray --workers 8
   dexml evaluate --scores MY_SCORES.npz --data MY_DATA --json figures.json
   dexml evaluate --scores MY_RUN.trec --data LF-AmazonTitles-131K --propensity LF-AmazonTitles-131K
 """
@@ -225,6 +228,7 @@ EPILOG_EVALUATE = """Examples:
 @click.option("--split", default="test", show_default=True, help="Which split of it.")
 @click.option("--index", help="Another index than the bundle's own: faiss or exact.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures, seconds and sizes to this file.")
+@engine_options
 def evaluate(
     bundle: Path | None,
     scores: Path | None,
@@ -234,15 +238,21 @@ def evaluate(
     split: str,
     index: str | None,
     output: Path | None,
+    engine: str,
+    workers: int | None,
+    address: str | None,
 ) -> None:
     """Measure BUNDLE on a split, through the same path that serves it; figures in percent.
 
     Or measure the scores that any program saved of the split's rows (--scores), with every metric and by label frequency.
     """
     check_outputs({"--json": output, "--scores-out": scores_out})
+    chosen = engine_of(engine, workers, address)
     if bundle is None:
-        if scores is None or folder is None or scores_out is not None or index is not None:
-            raise click.UsageError("a BUNDLE is needed, or --scores FILE and --data DIR without --index and --scores-out")
+        if scores is None or folder is None or scores_out is not None or index is not None or engine != "local":
+            raise click.UsageError(
+                "a BUNDLE is needed, or --scores FILE and --data DIR without --index, --scores-out and --engine"
+            )
         _evaluate_scores(scores, folder, split, propensity, output)
         return
     if scores is not None or propensity is not None:
@@ -271,7 +281,9 @@ def evaluate(
     def report(done: int) -> None:
         next(steps, None)
 
-    result = measure(retriever, files.labels(), rows, facts.propensity, report)
+    own = folder is None and index is None  # the figures of the run itself, which keeps the answers
+    keep = own or scores_out is not None
+    result = measure(retriever, files.labels(), rows, facts.propensity, report, chosen, index=index, keep=keep)
     for _ in steps:
         continue
     table = Table(title=f"{escape(str(bundle))} on {escape(split)} ({len(rows):,} rows, {len(retriever.labels):,} labels)")
@@ -285,7 +297,7 @@ def evaluate(
         write_output(output, json.dumps(result.as_json(), indent=1) + "\n")
     if scores_out is not None:
         write_scores(scores_out, result.ranked, result.scores, rows.positives.num_labels)
-    if folder is None and index is None:  # the figures of the run itself
+    if own:
         out = evaluated(retriever.store.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
         if out is not None:
             write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)

@@ -31,9 +31,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Embedder:
-    """What a worker of any engine does with a block: read nothing, embed, write the part; return its number and rows.
+    """What a worker of any engine does with a block: embed it and write the part.
 
-    `label` rows are those of texts: what a label added later gets, without free vectors.
+    Rows of the side "label" are without free vectors, as those of a label that is added later.
     """
 
     model: DualEncoder
@@ -41,6 +41,7 @@ class Embedder:
     out: Path
 
     def __call__(self, block: Block) -> tuple[int, parts.Part]:
+        """Return the block's number and what its part says."""
         rows = self.model.embed_queries(block.texts)[0] if self.side == "query" else self.model.embed_labels(block.texts)
         return block.number, parts.write(self.out, block.number, rows.numpy())
 

@@ -41,8 +41,8 @@ def embed(
     """Embed TEXTS with the model of RUN (a run or a bundle) into the folder OUT: numbered parts of unit rows, float32.
 
     TEXTS is a file of any size: .txt with a text a line, or .jsonl, .csv or .parquet with a field "text". A part appears whole
-    or not at all. After a Ctrl-C, a kill or a lost node the same command goes on, and the rows are the same; with another model,
-    side or TEXTS it is refused. `training.parts.Rows.open(OUT)` reads the rows.
+    or not at all. After a Ctrl-C, a kill or a lost node the same command goes on, and the rows are the same; with another
+    model, side or TEXTS it is refused. `training.parts.Rows.open(OUT)` reads the rows.
     """
     import time
 

@@ -14,7 +14,9 @@ from training.engines import ENGINES, Engine
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the three options."""
     for option in (
-        click.option("--address", metavar="HOST:PORT", help="With --engine ray: a cluster that runs; default: Ray, started here."),
+        click.option(
+            "--address", metavar="HOST:PORT", help="With --engine ray: a cluster that runs; default: Ray, started here."
+        ),
         click.option("--workers", type=click.IntRange(min=1), help="With --engine ray: processes; default: one a processor."),
         click.option("--engine", default="local", show_default=True, metavar="NAME", help=f"Who works: {', '.join(ENGINES)}."),
     ):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -143,7 +142,7 @@ class Rows:
         if part is None:
             raise InputError(f"{path} is missing")
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            rows: Float32Array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: damaged ({error})") from None
         if rows.dtype != np.float32 or rows.shape != (part.rows, self.job.dimension):
@@ -161,7 +160,8 @@ class Rows:
         """Return the row (D) of a text."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        return self.part(row // self.job.part_rows)[row % self.job.part_rows]
+        found: Float32Array = self.part(row // self.job.part_rows)[row % self.job.part_rows]
+        return found
 
 
 def _place(out: Path, number: int) -> Path:

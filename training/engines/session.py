@@ -20,9 +20,9 @@ STORE_BYTES = 512 * 2**20  # blocks of texts and their answers: a few megabytes 
 def session(workers: int | None, address: str | None, *, quiet: bool = True) -> Iterator[tuple[ModuleType, int]]:
     """Give ray, connected, and how many workers there are to be: `workers`, or one a processor.
 
-    Without an `address` Ray is started on this machine, and ended; with one, such as "10.0.0.1:6379" or "auto", the cluster there
-    is used. `quiet` keeps what workers print to their logs. Raises InputError without ray, for a cluster that cannot be reached,
-    and for one beyond this machine where RAY_AUTH_MODE is not "token": whoever reaches Ray's ports runs any code there.
+    Without an `address` Ray is started on this machine, and ended; with one, such as "10.0.0.1:6379" or "auto", the cluster
+    there is used. `quiet` keeps what workers print in their logs. Raises InputError without ray, for a cluster that cannot be
+    reached, and for one beyond this machine where RAY_AUTH_MODE is not "token": whoever reaches Ray's ports runs any code.
     """
     if importlib.util.find_spec("ray") is None:
         raise InputError("--engine ray: Ray is missing; pip install 'dexml[ray]'")
