@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -32,7 +33,8 @@ def session(workers: int | None, address: str | None, *, quiet: bool = True) -> 
         )
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray warns that it will do anyway
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None and "RAY_AUTH_MODE" not in os.environ:  # its ports are open on all interfaces, even so
+    # Ray's ports are open on all interfaces, even so; it reads the token when it is imported.
+    if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
