@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.engine_options import engine_of, engine_options
+from training.engine_options import engine_of, engine_options, options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ EPILOG_TRAIN = """Examples:
   dexml train training/configs/demo.toml
   dexml train training/configs/cpu.toml --set data.path=MY_DATA --set out=runs/mine
   dexml train training/configs/cpu.toml --set data.path=MY_DATA --set out=runs/mine --set loss.name=softmax
+  dexml train training/configs/cpu.toml --set data.path=MY_DATA --set out=runs/mine --engine ray --workers 4
 """
 
 
@@ -38,11 +39,27 @@ EPILOG_TRAIN = """Examples:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one setting: section.key=value.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @click.option("--if-needed", is_flag=True, help="Do nothing when `out` already holds what this call would make.")
-def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool) -> None:
+@engine_options
+def train(
+    config: Path,
+    settings: tuple[str, ...],
+    resume: bool,
+    if_needed: bool,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+) -> None:
     """Train a dual encoder as CONFIG (TOML) says; leaves a bundle in its `out` folder.
 
     Ctrl-C finishes the current step, leaves a checkpoint and a bundle of what was learned so far, and `--resume` goes on.
+
+    With --engine ray, Ray starts the ranks that torchrun would, and again from the last checkpoint when one is lost.
     """
+    if options_of(engine, workers, address) or engine == "ray":
+        from training.launch import launch
+
+        launch(config, settings, resume, if_needed, workers, address)
+        return
     import numpy as np
     from rich.console import Console
     from rich.markup import escape
