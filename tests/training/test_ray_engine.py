@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,21 +33,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    if "ray" not in sys.modules:  # which reads them when it is imported
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.connect()
-    yield made
-    import ray
-
-    ray.shutdown()
-    made.shutdown()
-
-
 def noted(folder: Path) -> Callable[[int], tuple[int, int]]:
     """Return a function that notes the process which runs a block, and takes its time."""
 
@@ -72,9 +56,9 @@ def cruel(folder: Path) -> Callable[[int], int]:
     return call
 
 
-def test_every_block_comes_once_from_two_workers_and_what_a_killed_one_had_is_done_again(cluster: Any, tmp_path: Path):
-    node = cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
+def test_every_block_comes_once_from_two_workers_and_what_a_killed_one_had_is_done_again(ray_cluster: Any, tmp_path: Path):
+    node = ray_cluster.add_node(num_cpus=1)
+    ray_cluster.wait_for_nodes()
     came: dict[int, int] = {}
     killed = None
     for block, process in RayEngine(workers=2).run(partial(noted, tmp_path), range(200)):
@@ -84,16 +68,16 @@ def test_every_block_comes_once_from_two_workers_and_what_a_killed_one_had_is_do
             killed = process
             os.kill(process, signal.SIGKILL)
     assert sorted(came) == list(range(200)) and len(set(came.values())) == 3
-    cluster.remove_node(node)
+    ray_cluster.remove_node(node)
 
 
-def test_a_block_that_kills_its_worker_is_tried_three_times(cluster: Any, tmp_path: Path):
+def test_a_block_that_kills_its_worker_is_tried_three_times(ray_cluster: Any, tmp_path: Path):
     with pytest.raises(InputError, match="3 workers died with the same block"):
         list(RayEngine(workers=1).run(partial(cruel, tmp_path), range(6)))
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_what_a_worker_raises_is_raised_and_a_cluster_beyond_this_machine_needs_a_token(cluster: Any, monkeypatch: Any):
+def test_what_a_worker_raises_is_raised_and_a_cluster_beyond_this_machine_needs_a_token(ray_cluster: Any, monkeypatch: Any):
     def refuse() -> Callable[[int], int]:
         raise InputError("bundle: none")
 
@@ -105,11 +89,11 @@ def test_what_a_worker_raises_is_raised_and_a_cluster_beyond_this_machine_needs_
             raise AssertionError
 
 
-def test_a_node_lost_half_way_leaves_the_same_rows(cluster: Any, tiny_bundle: Path, tmp_path: Path):
+def test_a_node_lost_half_way_leaves_the_same_rows(ray_cluster: Any, tiny_bundle: Path, tmp_path: Path):
     texts = [f"sorting of {number} arrays" for number in range(3000)]
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    node = cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
+    node = ray_cluster.add_node(num_cpus=1)
+    ray_cluster.wait_for_nodes()
     made = 0
     lost: list[threading.Thread] = []
 
@@ -117,7 +101,7 @@ def test_a_node_lost_half_way_leaves_the_same_rows(cluster: Any, tiny_bundle: Pa
         nonlocal made
         made += count
         if made >= len(texts) // 2 and not lost:
-            lost.append(threading.Thread(target=cluster.remove_node, args=(node, False)))
+            lost.append(threading.Thread(target=ray_cluster.remove_node, args=(node, False)))
             lost[0].start()
         return True
 
@@ -130,7 +114,7 @@ def test_a_node_lost_half_way_leaves_the_same_rows(cluster: Any, tiny_bundle: Pa
     np.testing.assert_allclose(np.concatenate(list(Rows.open(tmp_path / "rows").parts(verify=True))), expected, atol=1e-6)
 
 
-def test_figures_and_answers_are_those_of_one_process(cluster: Any, tiny_bundle: Path, tiny_data: Path):
+def test_figures_and_answers_are_those_of_one_process(ray_cluster: Any, tiny_bundle: Path, tiny_data: Path):
     retriever, split = Retriever.open(tiny_bundle), open_format(tiny_data).read("train")
     given = (retriever, retriever.labels, split, metrics.DEFAULT_PROPENSITY, lambda rows: None)
     here, there = evaluate(*given), evaluate(*given, RayEngine(workers=1))
