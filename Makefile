@@ -10,7 +10,7 @@ bin    := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench soak gpu lock clean
+.PHONY: help setup demo check test bench soak gpu lock openapi clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 14
@@ -50,6 +50,9 @@ gpu: ## on a machine with an NVIDIA GPU: every kernel against the reference, the
 
 lock: ## write the lock files anew from pyproject.toml
 	@requirements/lock.sh
+
+openapi: setup ## write docs/openapi.json anew from the routes
+	@$(bin)/python -m serve.spec > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 
 clean: ## remove what the demo made
 	@rm -rf $(DEMO)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -154,23 +154,28 @@ def read(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Compare every file of a version's folder with its manifest.
+    """Compare every file of a version's folder with its manifest; raises as `verify_files` does."""
+    verify_files(folder, manifest.files)
+
+
+def verify_files(folder: Path, files: Mapping[str, Entry]) -> None:
+    """Compare every file of a folder but its manifest with what `files` says, by relative name.
 
     Raises InputError that names the file when one is missing or extra, and its block of 64 MiB when a byte has changed.
     """
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {FILE}
-    for name, expected in manifest.files.items():
+    for name, expected in files.items():
         if name not in present:
             raise InputError(f"bundle: {folder / name} is missing")
         size = (folder / name).stat().st_size
         if size != expected.size:
             raise InputError(f"bundle: {folder / name} has {size} bytes, expected {expected.size}")
     # Desktops leave hidden files behind; nothing of ours, and nothing that we open, is hidden.
-    extra = sorted(name for name in present - set(manifest.files) if not Path(name).name.startswith("."))
+    extra = sorted(name for name in present - set(files) if not Path(name).name.startswith("."))
     if extra:
         raise InputError(f"bundle: {folder / extra[0]} is not part of this bundle")
-    for name, found in zip(manifest.files, _all_blocks([folder / name for name in manifest.files]), strict=True):
-        expected = manifest.files[name]
+    for name, found in zip(files, _all_blocks([folder / name for name in files]), strict=True):
+        expected = files[name]
         for block, (one, other) in enumerate(zip(found, expected.sha256, strict=True)):
             if one != other:
                 last = min((block + 1) * BLOCK, expected.size) - 1

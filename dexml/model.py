@@ -72,12 +72,19 @@ class DualEncoder:
     @torch.inference_mode()
     def embed_labels(self, texts: Sequence[str]) -> Tensor:
         """Return unit rows float32 (N, D) of label texts, without free vectors: what a label added later gets."""
+        return self.embed_documents(texts)[0]
+
+    @torch.inference_mode()
+    def embed_documents(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return what `embed_labels` does, and the number of tokens int64 (N)."""
         self.tower.eval()
-        rows = [torch.zeros(0, self.dimension)]
+        rows, tokens = [torch.zeros(0, self.dimension)], [torch.zeros(0, dtype=torch.int64)]
         for start in range(0, len(texts), CHUNK):
-            features = self.encoder.encode(texts[start : start + CHUNK]).to(self.tower.device)
-            rows.append(self.tower.labels(features, trained=False).cpu())
-        return torch.cat(rows)
+            features = self.encoder.encode(texts[start : start + CHUNK])
+            rows.append(self.tower.labels(features.to(self.tower.device), trained=False).cpu())
+            assert features.tokens is not None
+            tokens.append(features.tokens)
+        return torch.cat(rows), torch.cat(tokens)
 
     def save(self, folder: Path) -> None:
         """Write the model into `folder`, so that `SentenceTransformer(folder).encode` gives `embed_queries`.

@@ -72,15 +72,14 @@ def check(live: Live) -> None:
     """Ask a version's canaries, whatever was added or deleted since. Raises InputError when an answer is not what it was."""
     assert live.version is not None
     name, canaries = live.version.name, read(live.version.bundle.root)
-    if not canaries or live.index.base is None:
+    if not canaries or live.index.published == 0:
         return
     rows, _ = live.version.model.embed_queries([canary.query for canary in canaries])
     kept = torch.tensor([canary.row for canary in canaries], dtype=torch.float32)
     if rows.shape != kept.shape or float((rows * kept).sum(dim=1).min()) < 1 - ROW_TOLERANCE:
         raise InputError(f"bundle: {name}: its model encodes a text otherwise than when it was published")
     wanted = min(FETCHED, len(live.version.bundle.labels))
-    with live.index.lock:
-        found = live.index.base.search(kept, wanted, 1.0)
+    found = live.index.search_published(kept, wanted)
     if live.index.exact:
         off = max(abs(s - t) for canary, row in zip(canaries, found.scores.tolist(), strict=True)
                   for s, t in zip(canary.scores, row, strict=False))  # fmt: skip

@@ -19,8 +19,11 @@ from dexml.kernels import Kernels, Prepared
 from dexml.kernels.pages import on_huge_pages
 from dexml.label_log import Change
 from dexml.types import Int64Array, LabelTable, TopK
-from index.base import LabelIndex
+from index.base import ChangingIndex, LabelIndex
+from index.merge import merged
+from index.patience import Patience
 from index.recall import Recall
+from index.rerankers import Reranker
 from index.version import Version
 
 _ROOM = 1024  # rows that the first addition makes room for, at least
@@ -84,7 +87,7 @@ class LiveLabels:
         return self._rows.pop(label, None)
 
 
-class LiveIndex:
+class LiveIndex(ChangingIndex):
     """Top-k by inner product over a version's rows (L, D), searched by its own index, and over rows added since, by `scan`.
 
     Gone rows are searched over and left out; log_z counts live ones alone. Any thread may call: one at a time gets in.
@@ -112,6 +115,11 @@ class LiveIndex:
     def exact(self) -> bool:
         """Whether the answers are the true top-k."""
         return self.base is None or self.base.exact
+
+    @property
+    def published(self) -> int:
+        """How many rows the version has."""
+        return self._of_base
 
     @property
     def untouched(self) -> bool:
@@ -175,7 +183,7 @@ class LiveIndex:
         """Return the rows `numbers`, float32 (n, D), in memory of their own."""
         return self._rows[torch.from_numpy(numbers)]
 
-    def search(self, queries: Tensor, k: int, temperature: float) -> TopK:
+    def search(self, queries: Tensor, k: int, temperature: float, patience: Patience | None = None) -> TopK:
         """Return the k best live rows for `queries` float32 (B, D), as `LabelIndex.search` does."""
         with self.lock:
             if self.untouched and self.base is not None:
@@ -187,9 +195,23 @@ class LiveIndex:
                 parts.append(self._search_added(queries, k, temperature))
             if not parts:
                 return _none(len(queries), k)
-            return parts[0] if len(parts) == 1 else _merged(*parts)
+            return parts[0] if len(parts) == 1 else merged(parts)
 
-    def log_partition(self, queries: Tensor, temperature: float, found: TopK) -> Tensor:
+    def search_published(self, queries: Tensor, k: int) -> TopK:
+        """Return the k best of the version's rows, whatever was taken out since."""
+        assert self.base is not None
+        with self.lock:
+            return self.base.search(queries, k, 1.0)
+
+    def reranked(self, reranker: Reranker, queries: Tensor, found: TopK, temperature: float) -> TopK:
+        """Return what `reranker` makes of candidates."""
+        return reranker.rerank(queries, self.prepared, found, temperature)
+
+    def rescore(self, queries: Tensor, ids: Tensor, temperature: float) -> TopK:
+        """Return the rows `ids` int64 (B, K; −1 = none) by their exact score."""
+        return self.kernels.rescore(queries, self.prepared, ids, temperature)
+
+    def log_partition(self, queries: Tensor, temperature: float, found: TopK, patience: Patience | None = None) -> Tensor:
         """Return log Σ e^{s/τ} (B) over all live rows: `found`'s, where the search saw all of them, else from a scan."""
         if found.log_z is not None:
             return found.log_z
@@ -267,7 +289,7 @@ class Live:
     """Labels and rows as they are now, `writes` writes after `version` was published; `change` keeps them in step."""
 
     labels: LiveLabels
-    index: LiveIndex
+    index: ChangingIndex
     version: Version | None = None  # None for labels of no bundle
     writes: int = 0
 
@@ -318,14 +340,6 @@ def _padded(ids: Tensor, scores: Tensor, log_z: Tensor | None, k: int) -> TopK:
         return TopK(ids, scores, log_z)
     pad = torch.nn.functional.pad
     return TopK(pad(ids, (0, missing), value=-1), pad(scores, (0, missing), value=-torch.inf), log_z)
-
-
-def _merged(one: TopK, other: TopK) -> TopK:
-    """Return the best of two disjoint answers (B, k), by score descending, then number ascending; missing ones last."""
-    ids, scores = torch.cat([one.ids, other.ids], 1), torch.cat([one.scores, other.scores], 1)
-    order = torch.from_numpy(np.lexsort((ids.numpy(), -scores.numpy()), axis=1)[:, : one.ids.shape[1]])
-    log_z = None if one.log_z is None or other.log_z is None else torch.logaddexp(one.log_z, other.log_z)
-    return TopK(ids.gather(1, order), scores.gather(1, order), log_z)
 
 
 def _none(batch: int, k: int) -> TopK:

@@ -28,7 +28,7 @@ from index.exact import ExactIndex
 
 if TYPE_CHECKING:
     from dexml.bundle import Bundle
-    from index.live import LiveIndex
+    from index.base import ChangingIndex
 
 Float64Array = npt.NDArray[np.float64]
 REFERENCE = 200  # labels that Z runs over
@@ -97,7 +97,7 @@ class Recall:
         self._index.warm()
 
     def augment(
-        self, queries: Tensor, topk: TopK, live: LiveIndex, temperature: float, log_z: Tensor | None = None
+        self, queries: Tensor, topk: TopK, live: ChangingIndex, temperature: float, log_z: Tensor | None = None
     ) -> tuple[TopK, Tensor | None]:
         """Return `topk` (B, K) and all labels that the memory speaks for, lifted and sorted anew; log_z runs over these.
 
@@ -119,7 +119,7 @@ class Recall:
         more = torch.logsumexp(torch.from_numpy(added), dim=1)
         return answer, torch.logaddexp(log_z.double(), more).float()
 
-    def evidence(self, queries: Tensor, live: LiveIndex, neighbours: int, temperature: float) -> Evidence:
+    def evidence(self, queries: Tensor, live: ChangingIndex, neighbours: int, temperature: float) -> Evidence:
         """Return m for `queries` (B, D): of labels that are live, over the `neighbours` nearest training queries."""
         found = self._index.search(queries, min(neighbours, len(self.memory)), 1.0)
         near = found.ids.numpy()  # (B, k)
@@ -136,12 +136,12 @@ class Recall:
         mass = np.add.reduceat(share, starts) if len(starts) else np.zeros(0)
         return Evidence(unique, mass)
 
-    def joined(self, queries: Tensor, topk: TopK, said: Evidence, live: LiveIndex) -> tuple[Int64Array, Float64Array]:
+    def joined(self, queries: Tensor, topk: TopK, said: Evidence, live: ChangingIndex) -> tuple[Int64Array, Float64Array]:
         """Return the ids and cosines of `topk`, and beside them of all other labels that the memory speaks for, (B, K + M)."""
         beyond = said.beyond(topk.ids.numpy())
         if beyond.shape[1] == 0:
             return topk.ids.numpy(), topk.scores.double().numpy()
-        more = live.kernels.rescore(queries, live.prepared, torch.from_numpy(beyond), 1.0)
+        more = live.rescore(queries, torch.from_numpy(beyond), 1.0)
         ids = torch.cat([topk.ids, more.ids], dim=1).numpy()
         return ids, torch.cat([topk.scores, more.scores], dim=1).double().numpy()
 

@@ -18,10 +18,13 @@ from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
 from dexml.types import LabelTable, TopK
+from index.base import ChangingIndex
 from index.diversity import Diversity, diversified
-from index.live import Live, LiveIndex, LiveLabels
+from index.embedded import Embedded, embed
+from index.live import Live, LiveLabels
+from index.patience import Patience
 from index.recall import REFERENCE, Reason
-from index.store import Store, version_of
+from index.store import Spread, Store, version_of
 
 Normalize = Literal["none", "topk", "all", "sigmoid"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
@@ -39,7 +42,8 @@ class Found:
     nothing is answered.
 
     Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
-    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores.
+    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores. Of `shards` that hold the
+    labels, `missing` did not answer, and their labels stay out.
     """
 
     topk: TopK
@@ -57,10 +61,12 @@ class Found:
     rescored: tuple[int, ...] = ()
     why: tuple[list[list[Reason]], ...] = ()
     ranks: Tensor | None = None
+    shards: int = 1
+    missing: int = 0
 
     def probabilities(self) -> Tensor | None:
-        """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted."""
-        if self.normalizer == "none":
+        """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted, or not all labels were seen."""
+        if self.normalizer == "none" or (self.normalizer == "all" and self.missing):
             return None
         if self.normalizer == "sigmoid":
             return torch.sigmoid(self.topk.scores / self.temperature)
@@ -76,6 +82,7 @@ class _How:
     normalize: Normalize
     diversity: Diversity | None
     why: bool
+    patience: Patience | None
 
 
 class Retriever:
@@ -86,12 +93,12 @@ class Retriever:
         self.kernels = store.live.index.kernels
 
     @staticmethod
-    def open(path: Path, index: str | None = None, *, writable: bool = False) -> Retriever:
+    def open(path: Path, index: str | None = None, *, writable: bool = False, spread: Spread | None = None) -> Retriever:
         """Return a retriever over the bundle at `path`; `index` names another index than the bundle's own.
 
-        With `writable`, `store` takes writes, which the next search sees; one process at a time may.
+        With `writable`, `store` takes writes, which the next search sees; one process at a time may. `spread` is as in `Store`.
         """
-        return Retriever(Store.open(path, index=index, writable=writable))
+        return Retriever(Store.open(path, index=index, writable=writable, spread=spread))
 
     @property
     def bundle(self) -> Bundle:
@@ -114,7 +121,7 @@ class Retriever:
         return self.index.exact
 
     @property
-    def index(self) -> LiveIndex:
+    def index(self) -> ChangingIndex:
         """What searches."""
         return self.store.live.index
 
@@ -131,6 +138,11 @@ class Retriever:
     def dimension(self) -> int:
         """The width D of the embeddings."""
         return self.bundle.manifest.dimension
+
+    @property
+    def divisible(self) -> bool:
+        """Whether an answer without some labels is right for the others: not where training queries lift them, by all of Z."""
+        return self.store.live.recall is None or not self.store.live.recall.speaks
 
     @property
     def remembered(self) -> int:
@@ -154,6 +166,13 @@ class Retriever:
             "temperature": self.temperature,
             "created": manifest.created,
             "dexml": manifest.dexml,
+            "training": {
+                "format": manifest.data.format,
+                "rows": manifest.data.train_rows,
+                "steps": manifest.training.step,
+                "finished": manifest.training.finished,
+                "commit": manifest.training.commit,
+            },
             "examples": list(manifest.examples),
             "memory": self.remembered,
             "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
@@ -169,6 +188,7 @@ class Retriever:
         normalize: Normalize = "topk",
         diversity: Diversity | None = None,
         why: bool = False,
+        patience: Patience | None = None,
     ) -> Found:
         """Return the k best labels of each text; see `search_embeddings`. Raises InputError for an empty text."""
         for number, text in enumerate(texts):
@@ -179,7 +199,7 @@ class Retriever:
         start = time.perf_counter()
         queries, tokens = model.embed_queries(texts)
         encode = time.perf_counter() - start
-        found = _search(live, queries, k, _How(candidates, temperature, normalize, diversity, why))
+        found = _search(live, queries, k, _How(candidates, temperature, normalize, diversity, why, patience))
         limit = model.encoder.max_tokens
         counts = tuple(int(count) for count in tokens)
         return replace(
@@ -199,16 +219,22 @@ class Retriever:
         normalize: Normalize = "topk",
         diversity: Diversity | None = None,
         why: bool = False,
+        patience: Patience | None = None,
     ) -> Found:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
         `candidates` is how many the index is asked for before rescoring (at least k, and 200 where a memory has a say);
         `temperature` changes probabilities, never the order; `diversity` changes the order in which the candidates are chosen
-        from, never a probability; `why` asks for the training queries that speak for each answer. With fewer labels than k
-        there are as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser,
-        and for `why` where the bundle keeps no texts of training queries.
+        from, never a probability; `why` asks for the training queries that speak for each answer; `patience` is for shards,
+        which may be slow (`index.shards.TooLate`) or missing (`ShardsMissing`). With fewer labels than k there are as many
+        answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser, and for `why` where
+        the bundle keeps no texts of training queries.
         """
-        return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why))
+        return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why, patience))
+
+    def embed(self, queries: Sequence[str] = (), labels: Sequence[str] = (), ids: Sequence[str] = ()) -> Embedded:
+        """Return the rows of texts read as queries and as labels are, and of the labels named, all of one version."""
+        return embed(self.store.live, queries, labels, ids)
 
 
 def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
@@ -221,13 +247,14 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
     start = time.perf_counter()
     recall = live.recall if live.recall is not None and live.recall.speaks else None
     ranks = None
+    patience = how.patience or Patience()
     with live.index.lock:  # search, rows and normaliser are of one moment
         k = min(k, len(live.labels))
         fetched = max(CANDIDATES if how.candidates is None else how.candidates, 0 if recall is None else REFERENCE)
-        found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature)
+        found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature, patience)
         retrieved = time.perf_counter()
-        topk = version.reranker.rerank(queries, live.index.prepared, found, temperature)
-        log_z = live.index.log_partition(queries, temperature, found) if how.normalize == "all" else None
+        topk = live.index.reranked(version.reranker, queries, found, temperature)
+        log_z = live.index.log_partition(queries, temperature, found, patience) if how.normalize == "all" else None
         if recall is not None:
             topk, log_z = recall.augment(queries, topk, live.index, temperature, log_z)
         rescored = (topk.ids >= 0).sum(dim=1)
@@ -247,7 +274,7 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         topk,
         how.normalize,
         temperature,
-        live.index.exact,
+        live.index.exact and not patience.missing,
         live.labels,
         size,
         name,
@@ -257,6 +284,8 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         rescored=tuple(rescored.tolist()),
         why=tuple(live.recall.why(queries, topk.ids)) if how.why and live.recall is not None else (),
         ranks=ranks,
+        shards=len(live.index.up),
+        missing=len(patience.missing),
     )
 
 

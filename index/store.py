@@ -28,9 +28,11 @@ from dexml.memory import POSITIVES
 from dexml.text import id_fault, text_fault
 from dexml.types import Float32Array
 from index import INDEXES, canary, default_index
-from index.base import LabelIndex
+from index.base import ChangingIndex, LabelIndex
 from index.live import Changed, Live, LiveIndex, LiveLabels
 from index.version import Version
+
+Spread = Callable[[Bundle, Row, Kernels], ChangingIndex]  # a version's rows behind an index of that kind, wherever they are
 
 MOST = 1000  # changes that one record may hold
 LARGEST_STRAY = 10_000  # rows added and gone from which compaction is due,
@@ -57,8 +59,11 @@ class Store:
     `live` is replaced whole by a compaction: take it once for what belongs together.
     """
 
-    def __init__(self, root: Path, live: Live, records: LabelLog, index: str | None, held: ExitStack) -> None:
+    def __init__(
+        self, root: Path, live: Live, records: LabelLog, index: str | None, held: ExitStack, spread: Spread | None = None
+    ) -> None:
         self.root = root
+        self._spread = spread
         self.live = live
         self._log = records
         self._index = index
@@ -69,9 +74,17 @@ class Store:
         self._later: list[list[Change]] | None = None  # writes since a compaction that runs took its rows
 
     @staticmethod
-    def open(path: Path, *, writable: bool = False, index: str | None = None, kernels: Kernels | None = None) -> Store:
+    def open(
+        path: Path,
+        *,
+        writable: bool = False,
+        index: str | None = None,
+        kernels: Kernels | None = None,
+        spread: Spread | None = None,
+    ) -> Store:
         """Open the bundle at `path`, or in `path`/bundle, every checksum verified; `index` names another index than its own.
 
+        `spread` puts the rows of this version, and of those to come, behind an index elsewhere than in this process.
         Raises InputError that names the file and what is wrong with it, and when `writable` and another process writes.
         """
         root = versions.root_of(path)
@@ -86,10 +99,10 @@ class Store:
                 ways = " or --activate VERSION" if len(versions.names(root)) > 1 else ""
                 raise InputError(f"{error} (dexml index {root} --recover{ways} may help)") from None
             held.callback(records.close)
-            live = _live(bundle, index, kernels or choose())
+            live = _live(bundle, index, kernels or choose(), spread=spread)
             live.change([change for record in records.records for change in record.changes], len(records.records))
             records.records.clear()
-            return Store(root, live, records, index, held.pop_all())
+            return Store(root, live, records, index, held.pop_all(), spread)
 
     @property
     def bundle(self) -> Bundle:
@@ -204,7 +217,7 @@ class Store:
 
     def _prepared(self, bundle: Bundle) -> Live:
         """Return a version's labels as they were published, checked, at the speed of those that it follows."""
-        live = _live(bundle, self._index, self.live.index.kernels, self.version)
+        live = _live(bundle, self._index, self.live.index.kernels, self.version, self._spread)
         if self._warm:
             canary.check(live)
             live.warm()
@@ -307,20 +320,21 @@ def version_of(live: Live) -> Version:
     return live.version
 
 
-def _live(bundle: Bundle, index: str | None, kernels: Kernels, before: Version | None = None) -> Live:
+def _live(
+    bundle: Bundle, index: str | None, kernels: Kernels, before: Version | None = None, spread: Spread | None = None
+) -> Live:
     """Return the labels of a version behind its index, or behind the one named."""
     kept = bundle.manifest.index
-    name = index or kept.name
-    options = kept.options if name == kept.name else {}
-    if name == "auto":
-        name, options = default_index(), {}
-    chosen: LabelIndex | None = INDEXES.build(name, options)
-    assert chosen is not None
-    if len(bundle.labels):
-        chosen.load(bundle.index_folder, bundle.embeddings)
-    else:
-        chosen = None
+    row = kept if index in (None, kept.name) else Row(name=index)
+    if row.name == "auto":
+        row = Row(name=default_index())
     labels = LiveLabels(bundle.labels, bundle.train_counts)
+    if spread is not None:
+        return Live(labels, spread(bundle, row, kernels), Version(bundle, kernels, before))
+    chosen: LabelIndex | None = None
+    if len(bundle.labels):
+        chosen = INDEXES.build(row.name, row.options)
+        chosen.load(bundle.index_folder, bundle.embeddings)
     return Live(labels, LiveIndex(chosen, bundle.embeddings, kernels), Version(bundle, kernels, before))
 
 

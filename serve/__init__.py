@@ -27,7 +27,7 @@ def create_app(
     from flask_openapi3.openapi import OpenAPI
 
     from dexml import __version__
-    from serve import api, errors, indexes_api, labels_api, logs, metrics, probes
+    from serve import api, compat_api, docs_page, errors, indexes_api, labels_api, logs, metrics, probes
     from serve.keys import Keys
     from serve.shedding import Shedding
     from serve.watchdog import Watchdog
@@ -43,7 +43,9 @@ def create_app(
         "serve",
         info=Info(title="dexml", version=__version__, summary="Extreme multi-label retrieval"),
         doc_ui=False,
+        security_schemes={},  # None is written as null, which OpenAPI forbids
         validation_error_model=errors.ProblemBody,
+        validation_error_status=503,  # which every route describes itself: to others flask-openapi3 adds a 422 of its own
         static_folder="playground",
         static_url_path="/static",
     )
@@ -64,6 +66,8 @@ def create_app(
     app.register_api(probes.probes)
     app.register_api(labels_api.labels_api)
     app.register_api(indexes_api.indexes_api)
+    app.register_api(compat_api.compat_api)
+    app.register_blueprint(docs_page.docs_page)
     if settings.otel is not None:
         from serve import tracing
 

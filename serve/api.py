@@ -7,8 +7,9 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
+from http import HTTPStatus
 from typing import Any, TypeVar, get_type_hints
 
 from flask import Flask, Response, current_app, g, request
@@ -24,6 +25,7 @@ from serve.guard import check
 from serve.hosts import is_allowed
 from serve.keys import Keys
 from serve.metrics import Metrics
+from serve.repeated import Repeated
 from serve.schemas import Info, SearchRequest, SearchResponse
 from serve.settings import Settings
 from serve.worker import Worker
@@ -39,7 +41,12 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-REFUSALS = (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504)
+# The statuses that operations document, each of which a test provokes: what any may answer, one that reads a body, one that
+# waits for the owner of the model, and all of them with 404.
+ANSWERS = (401, 421, 500, 503)
+READS_JSON = (400, 408, 413, 415, 422)
+ASKS = (429, 504)
+REFUSALS = (*ANSWERS, *READS_JSON, *ASKS, 404)
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -52,6 +59,7 @@ class Service:
     worker: Worker
     keys: Keys | None
     metrics: Metrics
+    repeated: Repeated = field(default_factory=Repeated)
 
 
 def service() -> Service:
@@ -94,7 +102,8 @@ def answer(document: dict[str, Any], headers: dict[str, str] | None = None) -> R
 def refusals(*codes: int) -> dict[int | str, Any]:
     """Return the OpenAPI entry of each error status."""
     schema = {"$ref": "#/components/schemas/ProblemBody"}
-    return {code: {"content": {"application/problem+json": {"schema": schema}}} for code in codes}
+    content = {"application/problem+json": {"schema": schema}}
+    return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in sorted(codes)}
 
 
 api = APIBlueprint("v1", __name__)
@@ -140,7 +149,7 @@ def search(body: SearchRequest) -> Response:
     "/v1/info",
     summary="What is being served",
     tags=[Tag(name="search")],
-    responses={200: Info, **refusals(401, 403, 405, 421, 422, 500, 503)},
+    responses={200: Info, **refusals(*ANSWERS)},
 )
 def info() -> Response:
     """Return the model, the index, the choices made for this machine, and the limits."""
@@ -197,10 +206,9 @@ def install(app: Flask) -> None:
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
         for name, value in SECURITY_HEADERS.items():
-            response.headers[name] = value
+            response.headers.setdefault(name, value)
         response.headers.setdefault("Server-Timing", f"total;dur={(time.monotonic() - g.received) * 1000:.3f}")
-        if request.endpoint not in ("static", "v1.page"):
-            response.headers["Cache-Control"] = "no-store"
+        response.headers.setdefault("Cache-Control", "no-store")  # files have their own
         return response
 
     app.before_request(begin)

@@ -15,6 +15,8 @@ def write(store: Store, edit: Edit) -> Written:
     """Return the acknowledged write of `edit`. Raises Problem for a text that the model cannot read, and as the store does."""
     while True:
         version = store.version
+        if edit.check is not None:
+            edit.check(store)
         try:
             return store.write(_changes(version, edit), made_by=version)
         except Moved:  # another model was activated while this one encoded

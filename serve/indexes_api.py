@@ -14,7 +14,7 @@ from dexml import manifest as manifest_of
 from dexml import versions
 from dexml.errors import InputError
 from index.store import Store
-from serve.api import REFUSALS, answer, reads_json, refusals, service
+from serve.api import ANSWERS, READS_JSON, answer, reads_json, refusals, service
 from serve.errors import Problem
 from serve.tickets import Serving
 
@@ -22,7 +22,7 @@ NAME = re.compile(r"v\d{1,12}")
 
 indexes_api = APIBlueprint("indexes", __name__)
 TAG = Tag(name="indexes", description="Versions of labels, index and model")
-CHANGES = (*REFUSALS, 409, 507)
+CHANGES = (*ANSWERS, *READS_JSON, 403, 409, 507)
 
 
 class VersionPath(BaseModel):
@@ -34,7 +34,7 @@ class VersionPath(BaseModel):
 class Nothing(BaseModel):
     """An empty object. It must be sent: a page of another origin can send a form, and no JSON."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"example": {}})
 
 
 class VersionItem(BaseModel):
@@ -65,13 +65,13 @@ class VersionChanged(BaseModel):
     model: str
 
 
-@indexes_api.get("/v1/indexes", summary="All versions", tags=[TAG], responses={200: VersionList, **refusals(*REFUSALS)})
+@indexes_api.get("/v1/indexes", summary="All versions", tags=[TAG], responses={200: VersionList, **refusals(*ANSWERS)})
 @indexes_api.get(
     "/v1/snapshots",
     endpoint="snapshots",
     summary="The same list",
     tags=[TAG],
-    responses={200: VersionList, **refusals(*REFUSALS)},
+    responses={200: VersionList, **refusals(*ANSWERS)},
 )
 def list_versions() -> Response:
     """Return the versions that can be activated, and which one answers."""
@@ -85,7 +85,7 @@ def list_versions() -> Response:
     "/v1/indexes/<version>/activate",
     summary="Let another version answer",
     tags=[TAG],
-    responses={200: VersionChanged, **refusals(*CHANGES)},
+    responses={200: VersionChanged, **refusals(*CHANGES, 404)},
 )
 @reads_json
 def activate(path: VersionPath, body: Nothing) -> Response:

@@ -32,10 +32,16 @@ LOOK_AGAIN_S = 1.0
 # What each route asks for, by its name rather than by a prefix of its path. A route that is not here is for administrators.
 OPEN = frozenset(
     {"probes.livez", "probes.v2_live", "probes.readyz", "probes.health", "probes.v2_ready", "v1.openapi", "v1.page", "static"}
+    | {"docs.page", "docs.asset"}
 )
 NEEDED: Mapping[str, Role] = {
     "v1.search": "read",
     "v1.info": "read",
+    "compat.embeddings": "read",
+    "compat.rerank": "read",
+    "compat.rerank_v2": "read",
+    "compat.models": "read",
+    "compat.model": "read",
     "probes.metrics": "read",  # the admin listener asks for none
     "labels.list_labels": "read",
     "labels.get_label": "read",

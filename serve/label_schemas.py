@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dexml.text import text_fault
 from serve.schemas import LabelId, Text, limits
 
 
@@ -26,6 +27,8 @@ class NewLabel(BaseModel):
     def _one_at_least(self) -> NewLabel:
         if self.text is None and self.embedding is None:
             raise PydanticCustomError("schema", "needs a text or an embedding")
+        if self.text is None and (fault := text_fault(self.id)):  # the id is shown for it
+            raise PydanticCustomError(fault.code, "needs a text, since its id {words}", {"words": fault.words})
         return self
 
 

@@ -11,8 +11,9 @@ from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
 
 from index.live import Live
+from index.store import Store
 from serve.answers import unit_rows
-from serve.api import REFUSALS, answer, reads_json, refusals, service
+from serve.api import ANSWERS, ASKS, READS_JSON, answer, reads_json, refusals, service
 from serve.errors import Fault, Problem
 from serve.label_schemas import DeleteRequest, LabelBody, LabelList, NewLabel, UpsertRequest, WriteResponse
 from serve.tickets import Edit
@@ -22,6 +23,20 @@ CURSOR = re.compile(r"(v\d{6,12})-(\d{1,12})")
 
 labels_api = APIBlueprint("labels", __name__)
 TAG = Tag(name="labels")
+WRITES = (*ANSWERS, *ASKS, 403, 507)
+
+
+def parameter(name: str, place: str, description: str, **schema: Any) -> dict[str, Any]:
+    """Return the OpenAPI entry of a parameter that a route reads by itself."""
+    return {"name": name, "in": place, "description": description, "schema": {"type": "string", **schema}}
+
+
+PAGES = [
+    parameter("limit", "query", "How many.", type="integer", minimum=1, maximum=MOST_LISTED, default=100),
+    parameter("cursor", "query", "The `next` of the answer before.", pattern=f"^{CURSOR.pattern}$"),
+]
+ONCE = parameter("Idempotency-Key", "header", "A request with a key that was seen is not done again.", pattern="^[!-~]{1,255}$")
+MATCH = parameter("If-Match", "header", "The ETag of an answer before: 412 where the labels have changed since.")
 
 
 class LabelPath(BaseModel):
@@ -31,7 +46,11 @@ class LabelPath(BaseModel):
 
 
 @labels_api.get(
-    "/v1/labels", summary="All labels, some at a time", tags=[TAG], responses={200: LabelList, **refusals(*REFUSALS)}
+    "/v1/labels",
+    summary="All labels, some at a time",
+    tags=[TAG],
+    responses={200: LabelList, **refusals(*ANSWERS, 422)},
+    openapi_extensions={"parameters": PAGES},
 )
 def list_labels() -> Response:
     """Return `limit` labels (100) from `cursor` on, which is the `next` of the answer before; a new version starts anew."""
@@ -51,10 +70,12 @@ def list_labels() -> Response:
     rows, following = _rows_from(live, first, int(limit))
     labels = [{"id": live.labels.ids[row], "text": live.labels.texts[row]} for row in rows]
     after = None if following is None else f"{version}-{following}"
-    return answer({"labels": labels, "next": after, "index_version": store.name})
+    return answer({"labels": labels, "next": after, "index_version": store.name}, {"ETag": f'"{store.name}"'})
 
 
-@labels_api.get("/v1/labels/<path:label_id>", summary="A label", tags=[TAG], responses={200: LabelBody, **refusals(*REFUSALS)})
+@labels_api.get(
+    "/v1/labels/<path:label_id>", summary="A label", tags=[TAG], responses={200: LabelBody, **refusals(*ANSWERS, 404)}
+)
 def get_label(path: LabelPath) -> Response:
     """Return the label with that id."""
     live = service().worker.check_ready().store.live
@@ -68,39 +89,50 @@ def get_label(path: LabelPath) -> Response:
     "/v1/labels",
     summary="Add or replace labels",
     tags=[TAG],
-    responses={200: WriteResponse, **refusals(*REFUSALS, 409, 507)},
+    responses={200: WriteResponse, **refusals(*WRITES, *READS_JSON, 409, 412)},
+    openapi_extensions={"parameters": [ONCE, MATCH]},
 )
 @reads_json
 def upsert(body: UpsertRequest) -> Response:
     """Put labels there, all or none: on disk, and seen by every search from now on, when this answers."""
-    serving = _writable()
-    for place, label in enumerate(body.labels):
-        if body.if_exists == "error" and label.id in serving.store.live.labels:
-            raise Problem("conflict", faults=[Fault(f"/labels/{place}/id", "conflict", "names a label that is there")])
-    return _written(Edit(tuple(_new(label, place, serving.dimension) for place, label in enumerate(body.labels))))
+    serving, expected = _writable(), request.if_match
+
+    def check(store: Store) -> None:
+        if expected and not expected.contains(store.name):
+            raise Problem("precondition_failed", f"the labels are those of {store.name}")
+        for place, label in enumerate(body.labels):
+            if body.if_exists == "error" and label.id in store.live.labels:
+                raise Problem("conflict", faults=[Fault(f"/labels/{place}/id", "conflict", "names a label that is there")])
+
+    put = tuple(_new(label, place, serving.dimension) for place, label in enumerate(body.labels))
+    return _once(body, Edit(put, check=check))
 
 
 @labels_api.post(
-    "/v1/labels/delete", summary="Delete labels", tags=[TAG], responses={200: WriteResponse, **refusals(*REFUSALS, 507)}
+    "/v1/labels/delete",
+    summary="Delete labels",
+    tags=[TAG],
+    responses={200: WriteResponse, **refusals(*WRITES, *READS_JSON, 409)},
+    openapi_extensions={"parameters": [ONCE]},
 )
 @reads_json
 def delete_many(body: DeleteRequest) -> Response:
     """Delete labels, those that are there: no search from now on returns them."""
     _writable()
-    return _written(Edit(deleted=tuple(dict.fromkeys(body.ids))))
+    return _once(body, Edit(deleted=tuple(dict.fromkeys(body.ids))))
 
 
 @labels_api.delete(
     "/v1/labels/<path:label_id>",
     summary="Delete a label",
     tags=[TAG],
-    responses={200: WriteResponse, **refusals(*REFUSALS, 507)},
+    responses={200: WriteResponse, **refusals(*WRITES, 404)},
 )
 def delete_one(path: LabelPath) -> Response:
     """Delete the label with that id; 404 when there is none."""
     if path.label_id not in _writable().store.live.labels:
         raise Problem("not_found", "no label has this id")
-    return _written(Edit(deleted=(path.label_id,)))
+    return _acknowledged(_written(Edit(deleted=(path.label_id,))))
 
 
 def _writable() -> Any:
@@ -121,13 +153,25 @@ def _new(label: NewLabel, place: int, dimension: int) -> tuple[str, str | None, 
     return label.id, label.text or label.id, row
 
 
-def _written(edit: Edit) -> Response:
+def _once(body: BaseModel, edit: Edit) -> Response:
+    """Make a write, unless its Idempotency-Key says that it has been made: its answer is given again then."""
+    if (key := request.headers.get("Idempotency-Key")) is None:
+        return _acknowledged(_written(edit))
+    asked = f"{g.get('key_name')} {request.path} {request.headers.get('If-Match')} {body.model_dump_json()}"
+    return _acknowledged(service().repeated.answer(key, asked, lambda: _written(edit)))
+
+
+def _acknowledged(document: dict[str, Any]) -> Response:
+    return answer(document, {"ETag": f'"{document["index_version"]}"'})
+
+
+def _written(edit: Edit) -> dict[str, Any]:
     settings = service().settings
     g.ticket = ticket = service().worker.answer(edit, g.received + settings.max_deadline_ms / 1000)
     written = ticket.written
     assert written is not None
     changed = written.changed
-    document = {
+    return {
         "upserted": changed.added + changed.replaced,
         "replaced": changed.replaced,
         "deleted": changed.deleted,
@@ -137,7 +181,6 @@ def _written(edit: Edit) -> Response:
         "index_version": written.version,
         "labels": written.labels,
     }
-    return answer(document)
 
 
 def _rows_from(live: Live, first: int, limit: int) -> tuple[list[int], int | None]:

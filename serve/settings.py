@@ -31,6 +31,7 @@ class Settings(BaseModel):
     max_json_depth: int = Field(default=32, ge=1, le=256)
     max_number_digits: int = Field(default=30, ge=1)
     max_queries: int = Field(default=64, ge=1)
+    max_inputs: int = Field(default=2048, ge=1)  # of one request for embeddings, or documents to rerank; OpenAI's limit
     max_text_chars: int = Field(default=32_768, ge=1)
     max_top_k: int = Field(default=1000, ge=1)
     max_candidates: int = Field(default=2048, ge=1)
@@ -67,6 +68,7 @@ class Settings(BaseModel):
         return {
             "body_bytes": self.max_body_bytes,
             "queries": self.max_queries,
+            "inputs": self.max_inputs,
             "text_chars": self.max_text_chars,
             "top_k": self.max_top_k,
             "candidates": self.max_candidates,

@@ -18,7 +18,7 @@ from serve.api import SECURITY_HEADERS, Service, request_id_of
 from serve.errors import body_of
 
 # The work that goes through the queue; all else answers as always.
-PATHS = frozenset({"/v1/search", "/v1/embeddings", "/v1/rerank", "/v1/labels", "/v1/labels/delete"})
+PATHS = frozenset({"/v1/search", "/v1/embeddings", "/v1/rerank", "/v2/rerank", "/v1/labels", "/v1/labels/delete"})
 STATUS = "429 Too Many Requests"
 HEADERS: tuple[tuple[str, str], ...] = (*SECURITY_HEADERS.items(), ("Cache-Control", "no-store"))
 

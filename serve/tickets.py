@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dexml.types import Float32Array
 from index.diversity import Diversity
+from index.embedded import Embedded
 from index.retriever import Found, Normalize, Retriever
 from index.store import Store, Written
 from serve.errors import Problem
@@ -65,11 +67,32 @@ class Ask:
 
 
 @dataclass(frozen=True, eq=False)
+class Encode:
+    """Texts to be read as queries are and as labels are, and labels, by id, whose rows are wanted."""
+
+    queries: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.queries) + len(self.labels) + len(self.ids)
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Return what all such work shares: rows do not depend on their neighbours."""
+        return (Encode,)
+
+
+@dataclass(frozen=True, eq=False)
 class Edit:
-    """Labels to put there, (id, text, unit row or None to encode the text), and ids to delete: one write, all or nothing."""
+    """Labels to put there, (id, text, unit row or None to encode the text), and ids to delete: one write, all or nothing.
+
+    `check` is called right before the write, when no other can come in between; it raises Problem where it must not be.
+    """
 
     put: tuple[tuple[str, str | None, Float32Array | None], ...] = ()
     deleted: tuple[str, ...] = ()
+    check: Callable[[Store], None] | None = None
 
     def __len__(self) -> int:
         return 1
@@ -84,11 +107,12 @@ class Edit:
 class Ticket:
     """One admitted request: its work, its deadline (monotonic seconds) and, once `done`, its answer or its problem."""
 
-    ask: Ask | Edit
+    ask: Ask | Encode | Edit
     deadline: float
     submitted: float
     done: threading.Event = field(default_factory=threading.Event)
     started: float = 0.0
     found: Found | None = None
+    embedded: Embedded | None = None
     written: Written | None = None
     problem: Problem | None = None

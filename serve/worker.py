@@ -19,10 +19,11 @@ import torch
 
 from index.retriever import Found, Normalize, Retriever
 from serve import edits
+from serve.embeddings import embed_all
 from serve.errors import Problem
 from serve.observer import Observer
 from serve.settings import Settings
-from serve.tickets import Ask, Edit, Serving, Ticket
+from serve.tickets import Ask, Edit, Encode, Serving, Ticket
 from serve.upkeep import Upkeep
 
 log = logging.getLogger("dexml.serve")
@@ -81,9 +82,12 @@ class Worker:
         """Return how many requests wait for their batch."""
         return len(self._queue)
 
-    def answer(self, ask: Ask | Edit, deadline: float) -> Ticket:
-        """Return the finished ticket of `ask`. Raises Problem: overloaded, draining, deadline_exceeded, internal and so on."""
-        ticket = self._admit(ask, deadline)
+    def answer(self, ask: Ask | Encode | Edit, deadline: float, *, admitted: bool = False) -> Ticket:
+        """Return the finished ticket of `ask`. Raises Problem: overloaded, draining, deadline_exceeded, internal and so on.
+
+        `admitted` is for the next part of a request whose first part was let in: it is not turned away half done.
+        """
+        ticket = self._admit(ask, deadline, admitted)
         if not ticket.done.wait(max(0.0, deadline - time.monotonic())):
             self._abandon(ticket)
             raise Problem("deadline_exceeded", "no answer within the deadline")
@@ -129,10 +133,11 @@ class Worker:
         seconds = max(1, math.ceil(waiting * self._request_s))
         return Problem("overloaded", f"{waiting} requests are already waiting", headers=_retry(seconds))
 
-    def _admit(self, ask: Ask | Edit, deadline: float) -> Ticket:
+    def _admit(self, ask: Ask | Encode | Edit, deadline: float, admitted: bool) -> Ticket:
         with self._changed:
-            self.check_ready()
-            if (problem := self.overload()) is not None:
+            if not admitted or self.failure is not None:
+                self.check_ready()
+            if not admitted and (problem := self.overload()) is not None:
                 raise problem
             ticket = Ticket(ask, deadline, time.monotonic())
             self._queue.append(ticket)
@@ -241,14 +246,19 @@ class Worker:
             self._write(batch[0], batch[0].ask, self.serving)
             return
         try:
+            if isinstance(batch[0].ask, Encode):
+                asks = [ticket.ask for ticket in batch if isinstance(ticket.ask, Encode)]
+                for ticket, embedded in zip(batch, embed_all(self.serving.retriever, asks), strict=True):
+                    ticket.embedded, ticket.started = embedded, started
+                    self._finish(ticket)
+                return
             found = _search(self.serving.retriever, [ticket.ask for ticket in batch if isinstance(ticket.ask, Ask)])
         except Exception:
             if len(batch) > 1:
                 for ticket in batch:
                     self._run([ticket])
                 return
-            assert isinstance(batch[0].ask, Ask)
-            batch[0].problem = _overtaken(batch[0].ask, self.serving.retriever)
+            batch[0].problem = _overtaken(batch[0].ask, self.serving.retriever) if isinstance(batch[0].ask, Ask) else None
             if batch[0].problem is None:
                 log.exception("a search failed")
                 batch[0].problem = Problem("internal", "the search failed; the request id finds it in the server's log")

@@ -104,7 +104,9 @@ def open_page(browser):
         origin = re.match(r"http://[^/]+/", url).group()
         page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(origin) else complaints.append(request.url))
+        page.on(
+            "request", lambda request: None if request.url.startswith((origin, "data:")) else complaints.append(request.url)
+        )
         page.goto(url)
         page.wait_for_selector(ready)
         return page

@@ -19,6 +19,8 @@ import torch
 
 from dexml.types import LabelTable, TopK
 from index.diversity import diversified
+from index.embedded import Embedded
+from index.live import LiveLabels
 from index.retriever import CANDIDATES, Found
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -64,13 +66,18 @@ class StandIn:
         self.exact = True
         self.temperature = 0.05
         self.remembered = 0
-        live = SimpleNamespace(labels=self.labels, index=SimpleNamespace(gone=0))
+        live = SimpleNamespace(
+            labels=LiveLabels(self.labels, np.zeros(len(LABELS), dtype=np.int64)), index=SimpleNamespace(gone=0)
+        )
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
         bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
         folder = Path(__file__).parent  # no versions are listed: it holds none
-        self.store = SimpleNamespace(name="v000001", live=live, bundle=bundle, root=folder, log_bytes=0, due=False)
+        self.store = SimpleNamespace(
+            name="v000001", live=live, bundle=bundle, root=folder, version=None, log_bytes=0, due=False
+        )
         self.batches: list[int] = []
         self.seen: list[str] = []
+        self.asked: dict[str, list[str]] = {"queries": [], "labels": [], "ids": []}
 
     def warm(self):
         """It is as fast as it will ever be."""
@@ -83,12 +90,16 @@ class StandIn:
             "dimension": DIMENSION,
             "index": {"name": "exact", "device": "cpu"},
             "kernels": "Reference",
+            "encoder": "hashes",
+            "max_tokens": 1000,
+            "created": "2026-11-25T10:00:00+00:00",
+            "training": {"format": "none", "rows": 1, "steps": 0, "finished": True, "commit": None},
             "temperature": self.temperature,
             "examples": ["sort an array", "cluster points", "largest elements of a tensor"],
         }
 
-    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
-        start = time.perf_counter()
+    def obey(self, texts):
+        """Sleep, break and return rows as the texts say."""
         self.seen.extend(texts)
         for text in texts:
             words = text.split()
@@ -98,7 +109,28 @@ class StandIn:
                 raise RuntimeError("a secret path /etc/passwd\r\n\x1b[31mFORGED")
             if words[0] == "fatal":
                 raise SystemExit
-        queries = torch.stack([embed(text) * (text.split()[0] != "gibberish") for text in texts])
+        rows = [embed(text) * (text.split()[0] != "gibberish") for text in texts]
+        return torch.stack(rows) if rows else torch.zeros(0, DIMENSION)
+
+    def embed(self, queries=(), labels=(), ids=()):
+        self.batches.append(len(queries) + len(labels) + len(ids))
+        for name, texts in (("queries", queries), ("labels", labels), ("ids", ids)):
+            self.asked[name].extend(texts)
+        rows = [self.rows[self.labels.ids.index(name)] if name in self.labels.ids else torch.zeros(DIMENSION) for name in ids]
+        return Embedded(
+            self.obey(queries).numpy(),
+            self.obey(labels).numpy(),
+            torch.stack(rows).numpy() if rows else np.zeros((0, DIMENSION), dtype=np.float32),
+            tuple(1001 if text.startswith("long") else len(text.split()) for text in queries),
+            tuple(1001 if text.startswith("long") else len(text.split()) for text in labels),
+            tuple(dict(LABELS).get(name) for name in ids),
+            1000,
+            "stand-in@sha256:0123456789ab",
+        )
+
+    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
+        start = time.perf_counter()
+        queries = self.obey(texts)
         encode = time.perf_counter() - start
         found = self.search_embeddings(
             queries, k, candidates=candidates, temperature=temperature, normalize=normalize, diversity=diversity

@@ -102,6 +102,7 @@ def test_labels_are_listed_page_by_page(writable):
         ({"labels": [{"id": "a", "text": " "}]}, 422, "empty", "/labels/0/text"),
         ({"labels": [{"id": "a", "text": "sorting"}, {"id": "b", "text": "日本語"}]}, 422, "schema", "/labels/1/text"),
         ({"labels": [{"id": "a", "embedding": [1.0]}]}, 422, "dimension_mismatch", "/labels/0/embedding"),
+        ({"labels": [{"id": " ", "embedding": [1.0] * 32}]}, 422, "empty", "/labels/0"),
         ({"labels": [{"id": "a", "embedding": [0.0] * 32}]}, 422, "zero_vector", "/labels/0/embedding"),
         ({"labels": [{"id": "a", "text": "x", "more": 1}]}, 422, "schema", "/labels/0/more"),
         ({"labels": [{"id": "a", "text": "x"}] * 2}, 422, "schema", "/labels"),
@@ -113,6 +114,43 @@ def test_bad_input_has_its_status_and_changes_nothing(writable, body: object, st
     before = writable.ask("GET", "/v1/labels?limit=1000").json
     problem(writable.post(body, "/v1/labels"), status, code, pointer)
     assert writable.ask("GET", "/v1/labels?limit=1000").json == before
+
+
+def test_a_repeated_request_is_done_once(writable):
+    body, key = {"labels": [{"id": "once", "text": "sorting points"}]}, {"Idempotency-Key": "k-1"}
+    first = writable.post(body, "/v1/labels", **key)
+    assert first.status == 200 and first.json["replaced"] == 0
+    again = writable.post(body, "/v1/labels", **key)
+    assert (again.status, again.json, again.headers["ETag"]) == (200, first.json, first.headers["ETag"])
+    assert writable.ask("GET", "/v1/info").json["index_version"] == first.json["index_version"], "nothing was written again"
+    problem(writable.post({"labels": [{"id": "once", "text": "else"}]}, "/v1/labels", **key), 422, "key_reused")
+    problem(writable.post({"ids": ["once"]}, "/v1/labels/delete", **key), 422, "key_reused")
+    failed = {"labels": [{"id": "svd", "text": "x"}], "if_exists": "error"}
+    problem(writable.post(failed, "/v1/labels", **{"Idempotency-Key": "k-2"}), 409, "conflict")
+    assert writable.post(body, "/v1/labels", **{"Idempotency-Key": "k-2"}).status == 200, "what failed is not remembered"
+
+
+def test_a_write_on_condition_that_nothing_has_changed(writable):
+    tag = writable.ask("GET", "/v1/labels?limit=1").headers["ETag"]
+    written = writable.post({"labels": [{"id": "mine", "text": "points"}]}, "/v1/labels", **{"If-Match": tag})
+    assert written.status == 200 and written.headers["ETag"] == f'"{written.json["index_version"]}"' != tag
+    problem(
+        writable.post({"labels": [{"id": "theirs", "text": "x"}]}, "/v1/labels", **{"If-Match": tag}),
+        412,
+        "precondition_failed",
+    )
+    problem(writable.ask("GET", "/v1/labels/theirs"), 404, "not_found")
+    assert writable.post({"labels": [{"id": "theirs", "text": "points"}]}, "/v1/labels", **{"If-Match": "*"}).status == 200
+
+
+def test_the_last_keys_are_remembered():
+    from serve.repeated import Repeated
+
+    made: list[int] = []
+    repeated = Repeated(most=2)
+    for key in ("a", "b", "a", "c", "a", "b"):
+        repeated.answer(key, "same", lambda: {"made": made.append(1)})
+    assert len(made) == 4, "a, b, c, and b again, which was used longest ago"
 
 
 def test_two_cannot_write(writable, bundle: Path, running_servers):

@@ -177,9 +177,6 @@ def test_the_page_has_nothing_inline(server):
 def test_openapi_describes_what_is_answered(server):
     spec = server.ask("GET", "/openapi.json").json
     assert spec["openapi"].startswith("3.1")
-    labels = {"/v1/labels", "/v1/labels/delete", "/v1/labels/{label_id}"}
-    indexes = {"/v1/indexes", "/v1/indexes/{version}/activate", "/v1/snapshots"}
-    assert set(spec["paths"]) == {"/v1/search", "/v1/info", "/livez", "/readyz", *labels, *indexes}
     search = spec["paths"]["/v1/search"]["post"]
     assert {"200", "400", "413", "415", "422", "429", "500", "503", "504"} <= set(search["responses"])
     for reply in search["responses"].values():
