@@ -105,7 +105,7 @@ def cut(bundle: Path, texts: Path, out: Path, engine: str, victim: str, count: i
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         node = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        more += ["--address", cluster.address]
+        more += ["--ray-address", cluster.address]
     began = time.monotonic()
     child = start(bundle, texts, out, *more)
     while (there := len(list(out.glob("part-*.json")))) < count // ROWS // 2:

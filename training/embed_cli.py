@@ -17,7 +17,7 @@ EPILOG = """Examples:
 \b
   dexml embed demo/run questions.txt rows
   dexml embed runs/mine products.parquet rows --side label --engine ray --workers 8
-  dexml embed runs/mine products.jsonl.gz rows --engine ray --address 10.0.0.1:6379
+  dexml embed runs/mine products.jsonl.gz rows --engine ray --ray-address 10.0.0.1:6379
 """
 
 

@@ -15,7 +15,10 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the three options."""
     for option in (
         click.option(
-            "--address", metavar="HOST:PORT", help="With --engine ray: a cluster that runs; default: Ray, started here."
+            "--ray-address",
+            "address",
+            metavar="HOST:PORT",
+            help="With --engine ray: a cluster that runs; default: Ray, started here.",
         ),
         click.option("--workers", type=click.IntRange(min=1), help="With --engine ray: processes; default: one a processor."),
         click.option("--engine", default="local", show_default=True, metavar="NAME", help=f"Who works: {', '.join(ENGINES)}."),
@@ -29,7 +32,7 @@ def options_of(engine: str, workers: int | None, address: str | None) -> dict[st
     ENGINES[engine]  # an unknown one is told with those that there are
     given = {name: value for name, value in (("workers", workers), ("address", address)) if value is not None}
     if engine != "ray" and given:
-        raise InputError(f"--{next(iter(given))} goes with --engine ray")
+        raise InputError(f"--{next(iter(given)).replace('address', 'ray-address')} goes with --engine ray")
     return given
 
 
