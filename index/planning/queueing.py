@@ -42,7 +42,7 @@ def stragglers(share: float, factor: float) -> Callable[[np.random.Generator, in
 
 @dataclass(frozen=True)
 class Simulated:
-    """What N queries saw: `latency` (N) in seconds, `busy`, the share of time that a front was at work, and the mean `batch`."""
+    """What N queries saw: `latency` (N) in seconds, `busy`, the share of time that a front was at work, the mean `batch`."""
 
     latency: Float64Array
     busy: float
