@@ -15,17 +15,17 @@ from torch import Tensor
 from dexml.types import Int64Array, TopK
 
 
-def merged(parts: Sequence[TopK], queries: Tensor | None = None, rows: Callable[[Int64Array], Tensor] | None = None) -> TopK:
+def merged(parts: Sequence[TopK], by_score: Callable[[int, Int64Array], Int64Array] | None = None) -> TopK:
     """Return the best K of answers (B, K) over disjoint labels, by score descending, then id ascending, missing ones last.
 
-    Kernels order by float64 scores and give float32 ones: with `queries` (B, D), and `rows` that gives those of numbers, labels
-    of equal float32 score stand as one kernel would have them. `log_z` is None where that of a part is.
+    Kernels order by float64 scores and give float32 ones: with `by_score`, which puts labels in that order for a query by
+    number, labels of equal float32 score stand as one kernel would have them. `log_z` is None where that of a part is.
     """
     ids, scores = (torch.cat(column, dim=1).numpy() for column in ([p.ids for p in parts], [p.scores for p in parts]))
     width = max(part.ids.shape[1] for part in parts)
     # Missing ones have −1 and −∞: no label scores −∞, so none comes before a label.
     order = np.lexsort((ids, -scores), axis=1)
-    if queries is not None and rows is not None:
+    if by_score is not None:
         sorted_ = np.take_along_axis(scores, order, axis=1)
         equal = (sorted_[:, 1:] == sorted_[:, :-1]) & np.isfinite(sorted_[:, 1:])
         for row in np.flatnonzero(equal[:, :width].any(axis=1)):
@@ -33,8 +33,8 @@ def merged(parts: Sequence[TopK], queries: Tensor | None = None, rows: Callable[
             tied[1:] = equal[row]
             tied[:-1] |= equal[row]
             places = order[row, tied]
-            exact = rows(ids[row, places]).double() @ queries[row].double()
-            order[row, tied] = places[np.lexsort((ids[row, places], -exact.numpy(), -scores[row, places]))]
+            places = places[np.argsort(ids[row, places])]
+            order[row, tied] = places[np.searchsorted(ids[row, places], by_score(int(row), ids[row, places]))]
     best = order[:, :width]
     found, of_found = (torch.from_numpy(np.take_along_axis(column, best, axis=1)) for column in (ids, scores))
     return TopK(found, of_found, log_sum([part.log_z for part in parts]))

@@ -35,7 +35,10 @@ def create_app(
 
     def open_retriever() -> Retriever:
         from index.retriever import Retriever
+        from serve import sharding
 
+        if settings.engine == "ray":
+            return sharding.open_retriever(settings)
         assert settings.bundle is not None, "without a retriever the settings must name a bundle"
         return Retriever.open(settings.bundle, writable=settings.writable)
 

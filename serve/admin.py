@@ -18,6 +18,7 @@ from typing import Any
 from serve.errors import BY_STATUS, Problem, body_of
 from serve.hosts import is_allowed
 from serve.metrics import Metrics
+from serve.sharding import check_up
 from serve.worker import ENDED, Worker
 
 log = logging.getLogger("dexml.admin")
@@ -99,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
                 check_alive(server.worker)
                 self._send(200, JSON, b'{"status": "alive"}')
             elif path == "/readyz":
-                server.worker.check_ready()
+                check_up(server.worker.check_ready().store)
                 self._send(200, JSON, b'{"status": "ready"}')
             elif path == "/metrics":
                 page, content_type = server.metrics.page(self.headers.get("Accept", ""))

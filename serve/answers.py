@@ -28,6 +28,9 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
     if why and not serving.retriever.remembered:
         message = 'must not hold "why": this bundle keeps no training queries that may be shown'
         raise Problem("why_unavailable", faults=[Fault("/include", "why_unavailable", message)])
+    if request.allow_partial and not serving.retriever.divisible:
+        message = "must be false: this bundle hears training queries, and what they weigh depends on all labels"
+        raise Problem("partial_unavailable", faults=[Fault("/allow_partial", "partial_unavailable", message)])
     limit = request.candidates or settings.max_candidates
     k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.store.live.labels))
     return Ask(
@@ -39,6 +42,7 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
         request.normalize,
         diversity_of(request),
         why,
+        request.allow_partial,
     )
 
 
@@ -126,7 +130,9 @@ def reasons_of(found: Found, row: int, place: int) -> list[dict[str, Any]] | Non
 def normalizer_of(found: Found, row: int) -> dict[str, Any]:
     """Return what the probabilities of one row sum to one over; over nothing where the text is not known."""
     kind = found.normalizer
-    if kind in ("none", "sigmoid") or found.topk.log_z is None or not is_known(found, row):
+    if kind in ("none", "sigmoid") or (kind == "all" and found.missing) or not is_known(found, row):
+        return {"kind": kind, "log_z": None, "labels": None}
+    if found.topk.log_z is None:
         return {"kind": kind, "log_z": None, "labels": None}
     count = found.rescored[row] if kind == "topk" else found.size
     return {"kind": kind, "log_z": finite(float(found.topk.log_z[row])), "labels": count}

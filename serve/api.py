@@ -135,8 +135,8 @@ def search(body: SearchRequest) -> Response:
         "model": found.model,
         "index_version": found.version,
         "results": results,
-        "shards": {"total": 1, "ok": 1, "failed": 0},
-        "partial": False,
+        "shards": {"total": found.shards, "ok": found.shards - found.missing, "failed": found.missing},
+        "partial": found.missing > 0,
         "timing_ms": timing_ms,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }

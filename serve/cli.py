@@ -11,6 +11,7 @@ import click
 from serve.hosts import check_allowed
 
 ADMIN_PORT = 9090
+ENGINE = "ray: spread the labels over shards, processes on one machine or many (extra `ray`, docs/sharding.md)."
 WATCHDOG = "At one batch for longer, the process counts as stuck and starts anew."
 
 
@@ -68,6 +69,13 @@ def host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
     help="info: a line for each request, without its texts; debug: for probes too.",
 )
 @click.option("--otel", metavar="URL", help="Send traces to this OpenTelemetry endpoint (OTLP over HTTP, extra `otel`).")
+@click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help=ENGINE)
+@click.option("--shards", default=1, show_default=True, type=click.IntRange(1, 1024), help="Into how many, with --engine ray.")
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1, 8), help="Copies of each shard.")
+@click.option(
+    "--shard-cpus", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of each copy of a shard."
+)
+@click.option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster, rather than start one on this machine.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses without any keys.")
 def command(
     bundle: Path,
@@ -87,6 +95,11 @@ def command(
     log_format: Literal["text", "json"],
     log_level: Literal["debug", "info", "warning", "error"],
     otel: str | None,
+    engine: Literal["local", "ray"],
+    shards: int,
+    replicas: int,
+    shard_cpus: float,
+    ray_address: str | None,
     insecure: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: POST /v1/search, a search page at /, the API's description at /openapi.json.
@@ -114,6 +127,11 @@ def command(
         log_format=log_format,
         log_level=log_level,
         otel=otel,
+        engine=engine,
+        shards=shards,
+        replicas=replicas,
+        shard_cpus=shard_cpus,
+        ray_address=ray_address,
     )
     policy.check(settings, insecure=insecure)
     listener = wsgi.listen(settings)

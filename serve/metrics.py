@@ -60,6 +60,7 @@ class Metrics(Observer):
         self._batch = self._histogram("batch_size", "Queries of a batch.", POWERS[:8])
         self._tokens = self._histogram("batch_tokens", "Tokens of a batch of texts.", POWERS)
         self._swaps = self._counter("index_swap", "Versions that took over, were not fit to, or could not be made.", "result")
+        self._partial = self._counter("partial_responses", "Answers without the labels of a shard that was missing.")
         self._writes = self._counter("label_writes", "Labels written or not; result is ok or an error code.", "op", "result")
         self._load = Gauge("index_load_seconds", "Of the last load.", namespace=PREFIX, registry=self.registry)
         ProcessCollector(namespace=PREFIX, registry=self.registry)
@@ -103,6 +104,7 @@ class Metrics(Observer):
             self._tokens.observe(sum(found.tokens))
         for stage, seconds in found.seconds.items():
             self.staged(stage, seconds)
+        self._partial.inc(len(batch) if found.missing else 0)
         for ticket in batch:
             self._wait.observe(started - ticket.submitted)
 
@@ -161,9 +163,17 @@ def _of_index(serving: Serving) -> Iterable[Metric]:
     yield _info("index", "What is served.", of_version)
     yield _gauge("index_labels", "Live labels.", len(live.labels))
     yield _gauge("index_tombstones", "Rows searched over and left out.", live.index.gone)
+    yield _shards(live.index.up)
     yield _gauge("wal_bytes", "The log of writes since the version.", store.log_bytes)
     age = time.time() - datetime.fromisoformat(manifest.created).timestamp()
     yield _gauge("snapshot_age_seconds", "Since the version was made.", age)
+
+
+def _shards(up: Sequence[int]) -> Metric:
+    family = GaugeMetricFamily(f"{PREFIX}_shard_up", "Copies of a shard of the labels that answer.", labels=["shard"])
+    for shard, copies in enumerate(up):
+        family.add_metric([str(shard)], copies)
+    return family
 
 
 def _gpu_memory() -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dexml import versions
 from dexml.errors import InputError
+from serve import sharding
 from serve.hosts import is_loopback, shown
 from serve.keys import read
 from serve.settings import Settings
@@ -22,6 +23,7 @@ def check(settings: Settings, *, insecure: bool = False) -> None:
         raise InputError("--anonymous-read: without --keys FILE nobody is asked for a key")
     if keys is not None and not read(keys).keys:
         raise InputError(f"--keys {keys}: the file holds no key; `dexml keys add {keys} NAME` makes one")
+    sharding.check(settings)
     assert settings.bundle is not None
     if settings.otel is not None:
         from serve import tracing

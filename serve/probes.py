@@ -9,6 +9,7 @@ from flask_openapi3.models.tag import Tag
 from serve.admin import check_alive
 from serve.api import answer, refusals, service
 from serve.schemas import Health
+from serve.sharding import check_up
 
 probes = APIBlueprint("probes", __name__)
 
@@ -25,8 +26,8 @@ def livez() -> Response:
 @probes.get("/health", endpoint="health", doc_ui=False)
 @probes.get("/v2/health/ready", endpoint="v2_ready", doc_ui=False)
 def readyz() -> Response:
-    """Return 200 when searches will be answered, 503 while loading or draining."""
-    service().worker.check_ready()
+    """Return 200 when searches will be answered, 503 while loading, draining, or a shard of the labels is missing."""
+    check_up(service().worker.check_ready().store)
     return answer({"status": "ready"})
 
 

@@ -88,6 +88,13 @@ class SearchRequest(BaseModel):
     ] = ["text", "probability"]
     truncate: Annotated[bool, Field(description="Read the start of a text too long for the model, or refuse it.")] = True
     timeout_ms: Annotated[int | None, Field(description="Deadline, 1 to 30000; null takes the server's.")] = None
+    allow_partial: Annotated[
+        bool,
+        Field(
+            description="Where shards of the labels do not answer: take the answers of the others (partial: true) instead of "
+            "503. With normalize all, probabilities are null then. 422 together with exact, and where training queries are heard."
+        ),
+    ] = False
     index_version: Annotated[str | None, Field(description="404 unless this version is being served.")] = None
 
     @field_validator("queries", "embeddings", "exclude_ids", mode="before")
@@ -154,6 +161,8 @@ class SearchRequest(BaseModel):
                 "candidates must be at least top_k = {top_k}, got {candidates}",
                 {"top_k": self.top_k, "candidates": self.candidates},
             )
+        if self.exact and self.allow_partial:
+            raise PydanticCustomError("schema", "exact and allow_partial exclude each other")
         most, wanted = limits(info).max_diversified, self.candidates or self.top_k + len(set(self.exclude_ids))
         if self.diversity is not None and wanted > most:
             raise PydanticCustomError(
@@ -193,7 +202,7 @@ class Answer(BaseModel):
 class Normalizer(BaseModel):
     """What the probabilities sum to one over: `log_z` = log Σ e^{score/τ} over `labels` of them.
 
-    Both are null for the kinds none and sigmoid, and where the text is not known.
+    Both are null for the kinds none and sigmoid, where the text is not known, and for all where the answer is partial.
     """
 
     kind: Literal["none", "topk", "all", "sigmoid"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -50,6 +50,12 @@ class Settings(BaseModel):
     max_deadline_ms: int = Field(default=30_000, ge=1)
     drain_s: int = Field(default=30, ge=1)
     client_timeout_s: float = Field(default=10.0, gt=0)  # for a whole request to arrive; later gets 408
+
+    engine: Literal["local", "ray"] = "local"
+    shards: int = Field(default=1, ge=1, le=1024)
+    replicas: int = Field(default=1, ge=1, le=8)  # copies of each shard
+    shard_cpus: float = Field(default=1.0, gt=0)  # that each copy is given
+    ray_address: str | None = None  # HOST:PORT of a cluster; None: one of our own, on this machine
 
     admin_host: str = "127.0.0.1"
     admin_port: int | None = Field(default=None, ge=0, le=65535)  # None: no admin listener

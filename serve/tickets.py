@@ -56,6 +56,7 @@ class Ask:
     normalize: Normalize = "topk"
     diversity: Diversity | None = None
     why: bool = False
+    partial: bool = False
 
     def __len__(self) -> int:
         return len(self.texts) if self.embeddings is None else len(self.embeddings)
@@ -63,7 +64,8 @@ class Ask:
     @property
     def group(self) -> tuple[object, ...]:
         """Return what two requests must share to travel together; k too, lest an answer depend on its neighbours."""
-        return (self.embeddings is None, self.k, self.candidates, self.temperature, self.normalize, self.diversity, self.why)
+        how = (self.candidates, self.temperature, self.normalize, self.diversity, self.why, self.partial)
+        return (self.embeddings is None, self.k, *how)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from dexml.errors import InputError, StorageError
+from index.shards import ShardsMissing, TooLate
 from index.store import Store
 from serve.errors import Problem
 from serve.observer import Observer
+from serve.sharding import told
 
 log = logging.getLogger("dexml.serve")
 
@@ -42,6 +44,9 @@ class Upkeep:
         except StorageError:
             log.exception("a version could not be stored")
             raise Problem("insufficient_storage", "the version could not be stored; nothing has changed") from None
+        except (ShardsMissing, TooLate) as error:
+            log.error("a version was not taken over: %s", error or type(error).__name__)
+            raise told(error) or error from None
         except InputError as error:
             log.error("a version was refused: %s", error)
             raise Problem("version_unusable", _without_paths(str(error), store)) from None

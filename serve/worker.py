@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 
+from index.patience import Patience
 from index.retriever import Found, Normalize, Retriever
 from serve import edits
 from serve.embeddings import embed_all
 from serve.errors import Problem
 from serve.observer import Observer
 from serve.settings import Settings
+from serve.sharding import told
 from serve.tickets import Ask, Edit, Encode, Serving, Ticket
 from serve.upkeep import Upkeep
 
@@ -252,8 +254,13 @@ class Worker:
                     ticket.embedded, ticket.started = embedded, started
                     self._finish(ticket)
                 return
-            found = _search(self.serving.retriever, [ticket.ask for ticket in batch if isinstance(ticket.ask, Ask)])
-        except Exception:
+            until = max(ticket.deadline for ticket in batch)  # who has less time waits for less, in a thread of its own
+            found = _search(self.serving.retriever, [ticket.ask for ticket in batch if isinstance(ticket.ask, Ask)], until)
+        except Exception as error:
+            if (problem := told(error)) is not None:  # what one lacks, all of the batch lack
+                for ticket in batch:
+                    self._refuse(ticket, problem)
+                return
             if len(batch) > 1:
                 for ticket in batch:
                     self._run([ticket])
@@ -289,12 +296,13 @@ class Worker:
         self.upkeep.compact_if_due(serving.store)
 
 
-def _search(retriever: Retriever, asks: list[Ask]) -> Found:
-    """Return the answers of several asks of one group, row after row."""
+def _search(retriever: Retriever, asks: list[Ask], until: float) -> Found:
+    """Return the answers of several asks of one group, row after row, by `until` where shards might take longer."""
     first = asks[0]
     how: dict[str, Any] = {
         name: getattr(first, name) for name in ("candidates", "temperature", "normalize", "diversity", "why")
     }
+    how["patience"] = Patience(until, first.partial)
     if first.embeddings is not None:
         rows = torch.cat([ask.embeddings for ask in asks if ask.embeddings is not None])
         return retriever.search_embeddings(rows, first.k, **how)

@@ -159,7 +159,7 @@ def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
     since still has most of them.
     """
     labels, bundle = retriever.labels, retriever.bundle
-    if bundle.manifest.parent is None and retriever.index.untouched:
+    if bundle.manifest.parent is None and retriever.index.stray == 0:
         _same_labels(of_data, bundle.labels)
         return np.arange(len(of_data), dtype=np.int64)
     known = {label: number for number, label in enumerate(of_data.ids)}

@@ -132,7 +132,7 @@ class ShardedIndex(ChangingIndex):
         """Return the k best live rows for `queries` float32 (B, D), reranked where they are; log_z is float64."""
         with self.lock:
             replies = self._ask("live", queries, k, temperature, patience)
-            return merged([_topk(reply) for reply in replies], queries, self.snapshot)
+            return merged([_topk(reply) for reply in replies], lambda row, ids: self._by_score(queries[row], ids))
 
     def search_published(self, queries: Tensor, k: int) -> TopK:
         """Return the k best of the version's rows, whatever was taken out since."""
@@ -163,6 +163,9 @@ class ShardedIndex(ChangingIndex):
         found = self.kernels.rescore(queries, prepared, places, temperature)
         back = torch.from_numpy(np.append(numbers, -1))[found.ids]
         return TopK(back, found.scores, found.log_z)
+
+    def _by_score(self, query: Tensor, ids: Int64Array) -> Int64Array:
+        return self.rescore(query[None], torch.from_numpy(ids)[None], 1.0).ids[0].numpy()
 
     def _owner(self, numbers: Int64Array) -> Int64Array:
         """Return the shard of each row."""

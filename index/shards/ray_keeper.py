@@ -177,7 +177,7 @@ class Keeper:
         return False
 
     def _made(self, replica: Replica) -> tuple[Any, str]:
-        """Return a new process for a copy, and the node that it is meant for: without another copy of this shard, if possible."""
+        """Return a new process for a copy, and the node that it is meant for: one without another copy, if possible."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         beside = {other.node for other in self._copies[replica.shard] if other is not replica and other.actor is not None}

@@ -66,8 +66,9 @@ class StandIn:
         self.exact = True
         self.temperature = 0.05
         self.remembered = 0
+        self.divisible = True
         live = SimpleNamespace(
-            labels=LiveLabels(self.labels, np.zeros(len(LABELS), dtype=np.int64)), index=SimpleNamespace(gone=0)
+            labels=LiveLabels(self.labels, np.zeros(len(LABELS), dtype=np.int64)), index=SimpleNamespace(gone=0, up=(1,))
         )
         manifest = SimpleNamespace(created="2026-01-01T00:00:00+00:00", sha256="0123456789abcdef" * 4)
         bundle = SimpleNamespace(root=SimpleNamespace(name="v000001"), manifest=manifest)
@@ -128,7 +129,9 @@ class StandIn:
             "stand-in@sha256:0123456789ab",
         )
 
-    def search(self, texts, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
+    def search(
+        self, texts, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False, patience=None
+    ):
         start = time.perf_counter()
         queries = self.obey(texts)
         encode = time.perf_counter() - start
@@ -142,7 +145,9 @@ class StandIn:
             truncated=tuple(text.startswith("long") for text in texts),
         )
 
-    def search_embeddings(self, queries, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False):
+    def search_embeddings(
+        self, queries, k, *, candidates=None, temperature=None, normalize="topk", diversity=None, why=False, patience=None
+    ):
         self.batches.append(len(queries))
         start = time.perf_counter()
         scores = queries @ self.rows.T

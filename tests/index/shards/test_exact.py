@@ -128,8 +128,8 @@ def opened(bundle: Path, cuts: Sequence[int], writable: bool = False) -> Retriev
 
 def same(one: Found, other: Found) -> None:
     assert torch.equal(one.topk.ids, other.topk.ids)
-    assert float((one.topk.scores - other.topk.scores).abs().nan_to_num(nan=0.0).max()) <= 1e-6
-    assert float((one.topk.log_z - other.topk.log_z).abs().max()) <= 1e-5
+    assert torch.allclose(one.topk.scores, other.topk.scores, rtol=0, atol=1e-6)
+    assert torch.allclose(one.topk.log_z, other.topk.log_z, rtol=0, atol=1e-5)
     assert (one.exact, one.size, one.version, one.rescored, one.known) == (
         other.exact,
         other.size,
@@ -139,7 +139,7 @@ def same(one: Found, other: Found) -> None:
     )
     assert one.why == other.why
     if one.ranks is not None:
-        assert float((one.ranks - other.ranks).abs().nan_to_num(nan=0.0).max()) <= 1e-6
+        assert torch.allclose(one.ranks, other.ranks, rtol=0, atol=1e-6)
 
 
 def compare(whole: Retriever, sharded: Retriever, queries: torch.Tensor, **how) -> None:
@@ -214,10 +214,10 @@ def test_a_damaged_part_is_refused_by_name_and_made_anew_once_removed(bundle: Pa
 
 def test_parts_of_versions_that_are_gone_are_removed(bundle: Path):
     with opened(bundle, CUTS[2], writable=True).store as store:
-        for _ in range(3):
+        for _ in range(4):
             store.compact()
         kept = {path.name.partition("-")[0] for path in (bundle / "shards").iterdir()}
-        assert kept == {"v000003", "v000004"}
+        assert kept == {"v000003", "v000004", "v000005"}  # the first of them went from the bundle after the last was made
 
 
 def test_an_approximate_index_is_built_for_each_shard(tiny_bundle: Path, tmp_path: Path):
