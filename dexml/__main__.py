@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "memory": ("training.recall_cli:memory", "Keep training queries in a bundle; their labels are lifted in answers."),
     "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
+    "plan": ("index.planning.cli:plan", "How many machines so many labels take, from constants measured on one; simulated."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),
     "keys": ("serve.keys_cli:command", "Make and take away the keys of a service."),
     "info": ("index.cli:info", "Say what is in a bundle, and what this machine runs it with."),

@@ -71,12 +71,10 @@ def evaluate(
     scores = np.full((kept, DEPTH), -np.inf, dtype=np.float32)
     stages: dict[str, float] = {}
     start, done = time.perf_counter(), 0
-    if engine is None:
-        answers = LocalEngine().run(lambda: Answerer(retriever, numbers, spare), _blocks(split))
-    else:
+    engine, make = engine or LocalEngine(), partial(Answerer, retriever, numbers, spare)
+    if not isinstance(engine, LocalEngine):
         make = partial(Answerer.open, retriever.store.root.absolute(), index, bundle.manifest.sha256, numbers, spare)
-        answers = engine.run(make, _blocks(split))
-    for answer in answers:
+    for answer in engine.run(make, _blocks(split)):
         rows = slice(answer.first, answer.first + len(answer.ranked))
         tally.add(answer.ranked, split.positives.take(np.arange(rows.start, rows.stop)))
         if keep:

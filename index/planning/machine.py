@@ -22,8 +22,8 @@ class Machine(BaseModel):
     """A machine's constants. A *number* is one component of one label row: L labels of width D are L · D numbers.
 
     Times by batch size B are nanoseconds a number (`scan_ns`) and milliseconds a call (`call_ms`) of `kernels.scan` with
-    k = 100: t(B) = numbers · scan_ns[B] + call_ms[B]; "all" with every core, "one" with one. They hold for rows of float32 with both
-    integer copies, 7 bytes a number (docs/adr/0005), from 2^25 numbers on.
+    k = 100: t(B) = numbers · scan_ns[B] + call_ms[B]; "all" with every core, "one" with one. They hold for rows of float32
+    with both integer copies, 7 bytes a number (docs/adr/0005), from 2^25 numbers on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from multiprocessing.connection import Connection
 
@@ -69,7 +70,7 @@ def scans(threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     kernels = choose()
     both = [kernels.prepare(unit_rows(numbers // WIDTH, WIDTH)) for numbers in (SMALL, LARGE)]
     asked = [unit_rows(batch, WIDTH) for batch in BATCHES]
-    times = middles([lambda q=q, p=p: kernels.scan(q, p, K, TAU) for p in both for q in asked])
+    times = middles([partial(kernels.scan, q, p, K, TAU) for p in both for q in asked])
     few, many = times[: len(BATCHES)], times[len(BATCHES) :]
     per_number = [max(1e-6, (large - small) / (LARGE - SMALL) * 1e9) for small, large in zip(few, many, strict=True)]
     calls = [max(1e-3, 1e3 * small - SMALL * ns * 1e-6) for small, ns in zip(few, per_number, strict=True)]
