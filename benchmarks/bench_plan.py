@@ -2,7 +2,8 @@
 
 python benchmarks/bench_plan.py [--machine FILE] [--rounds 15] [--seconds 15] [--no-result]: measures the constants (or reads
 FILE), then batches of 1, 8 and 64 queries over 2^27 numbers of labels in 1, 2 and 4 processes, in turn, and Poisson arrivals
-over each for some seconds. Writes benchmarks/results/plan.json, exits with 1 unless every batch is within 25% of its prediction.
+over each for some seconds. Writes benchmarks/results/plan.json, exits with 1 unless every batch is within 25% of what was
+predicted.
 """
 
 from __future__ import annotations

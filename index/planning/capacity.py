@@ -24,7 +24,7 @@ FILL = 0.8  # of a machine's memory
 PAD = 32  # numbers: a row of a copy is whole vectors
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SLOW, FACTOR = 0.001, 4.0  # stragglers, where the plan is tried with some
-QUICK, LONG = 8_000, 40_000  # queries simulated
+QUERIES = 8_000  # simulated
 
 
 @dataclass(frozen=True)
@@ -171,32 +171,36 @@ def plan(ask: Ask, machine: Machine) -> Plan:
 
     Raises InputError where no number of machines is: it says what a lone query takes where that is least, and of which part.
     """
-    found = [(shards, rows) for rows in ROWS if (shards := _fewest(ask, machine, rows)) is not None]
-    if not found:
-        raise InputError(_impossible(ask, machine))
-    shards, rows = min(found, key=lambda layout: (layout[0] * layout[1], layout[1]))
+    least, fastest = _range(ask, machine)
+    layout: tuple[int, int] | None = None
+    for rows in ROWS:
+        most = fastest if layout is None else min(fastest, (layout[0] * layout[1] - 1) // rows)
+        if (fewest := _fewest(ask, machine, rows, least, most)) is not None:
+            layout = fewest, rows
+    if layout is None:
+        raise InputError(_impossible(ask, machine, least, fastest))
+    shards, rows = layout
     times = service(ask, machine, shards)
     slow = replace(times, noise=stragglers(SLOW, FACTOR))
     rate, hedge = ask.qps / rows, None
-    usual = simulate(rate, shards, times, queries=LONG)
+    usual = simulate(rate, shards, times, queries=QUERIES)
     if rows > 1:
         late = 1.2 * times.scan(min(MOST, math.ceil(usual.batch)))
-        hedge = simulate(rate, shards, slow, queries=LONG, rows=2, hedge_s=late)
-    return Plan(ask, machine, shards, rows, usual, simulate(rate, shards, slow, queries=LONG), hedge)
+        hedge = simulate(rate, shards, slow, queries=QUERIES, rows=2, hedge_s=late)
+    return Plan(ask, machine, shards, rows, usual, simulate(rate, shards, slow, queries=QUERIES), hedge)
 
 
-def _fewest(ask: Ask, machine: Machine, rows: int) -> int | None:
-    """Return the fewest shards a row with which the ask is met, or None."""
-    least, best = _range(ask, machine)
-    if not _meets(ask, machine, best, rows):
+def _fewest(ask: Ask, machine: Machine, rows: int, least: int, most: int) -> int | None:
+    """Return the fewest shards a row, from `least` to `most`, with which the ask is met, or None."""
+    if most < least or not _meets(ask, machine, most, rows):
         return None
-    while least < best:
-        middle = (least + best) // 2
+    while least < most:
+        middle = (least + most) // 2
         if _meets(ask, machine, middle, rows):
-            best = middle
+            most = middle
         else:
             least = middle + 1
-    return best
+    return most
 
 
 def _range(ask: Ask, machine: Machine) -> tuple[int, int]:
@@ -220,22 +224,22 @@ def _meets(ask: Ask, machine: Machine, shards: int, rows: int) -> bool:
         most = max(ask.scattered(shards, rate), ask.gathered(shards, rate))
         if most * 8 > FILL * ask.network_gbit * 1e9:
             return False
-    return simulate(rate, shards, service(ask, machine, shards), queries=QUICK).percentile(99) <= ask.p99_ms / 1e3
+    return simulate(rate, shards, service(ask, machine, shards), queries=QUERIES).percentile(99) <= ask.p99_ms / 1e3
 
 
-def _impossible(ask: Ask, machine: Machine) -> str:
-    least, best = _range(ask, machine)
+def _impossible(ask: Ask, machine: Machine, least: int, best: int) -> str:
     lone = batch_ms(ask, machine, best, 1)
     where = f"{least:,} machines hold the labels, and with {best:,}, where a query by itself is fastest, it takes"
     if lone.total > ask.p99_ms:
-        part = max(asdict(lone).items(), key=lambda item: item[1])[0]
-        help_ = {
+        helps = {
             "encode": "a faster encoder (--encode-ms)",
             "scatter": "fewer and larger machines (--cores, --memory-gib), or a faster network (--network-gbit)",
             "scan": "more bandwidth and cores a machine (--cores, --read-gb-s)",
             "merge": "fewer answers (--k), or fewer and larger machines (--cores, --memory-gib)",
-        }[part]
-        return f"plan: impossible within {ask.p99_ms:g} ms: {where} {lone.total:.3g} ms ({lone}); what would help: {help_}"
+        }
+        parts = sorted(asdict(lone).items(), key=lambda part: -part[1])
+        said = "; or ".join(helps[name] for name, ms in parts if ms > lone.total / 4)
+        return f"plan: impossible within {ask.p99_ms:g} ms: {where} {lone.total:.3g} ms ({lone}); what would help: {said}"
     full = batch_ms(ask, machine, best, MOST)
     return (
         f"plan: impossible within {ask.p99_ms:g} ms at {ask.qps:g} queries a second: {where} {lone.total:.3g} ms, but "
