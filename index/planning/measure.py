@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +23,7 @@ from index.planning.machine import Machine
 WIDTH, K = 384, 100
 SMALL, LARGE = 1 << 25, 1 << 27  # numbers: both too many for a cache, and enough for every copy
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-REPEATS = 7  # of which the middle one counts: a plan is of usual times
+REPEATS = 11  # of which the lower quartile counts: near the usual time, even where others use the machine
 TAU = 0.05
 
 
@@ -70,7 +69,7 @@ def scans(threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     kernels = choose()
     both = [kernels.prepare(unit_rows(numbers // WIDTH, WIDTH)) for numbers in (SMALL, LARGE)]
     asked = [unit_rows(batch, WIDTH) for batch in BATCHES]
-    times = middles([partial(kernels.scan, q, p, K, TAU) for p in both for q in asked])
+    times = usual_times([partial(kernels.scan, q, p, K, TAU) for p in both for q in asked])
     few, many = times[: len(BATCHES)], times[len(BATCHES) :]
     per_number = [max(1e-6, (large - small) / (LARGE - SMALL) * 1e9) for small, large in zip(few, many, strict=True)]
     calls = [max(1e-3, 1e3 * small - SMALL * ns * 1e-6) for small, ns in zip(few, per_number, strict=True)]
@@ -83,26 +82,26 @@ def unit_rows(count: int, width: int) -> torch.Tensor:
     return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
 
-def middles(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the median seconds of each call: in turn, so that a drift of the machine hits all alike, the first not counted."""
+def usual_times(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the lower quartile of the seconds of each call: in turn, so that a drift of the machine hits all alike, the first not counted."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(REPEATS + 1):
         for call, took in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
             took.append(time.perf_counter() - start)
-    return [statistics.median(took[1:]) for took in times]
+    return [sorted(took[1:])[REPEATS // 4] for took in times]
 
 
-def middle(call: Callable[[], object]) -> float:
-    """Return the median seconds of one."""
-    return middles([call])[0]
+def usual_time(call: Callable[[], object]) -> float:
+    """Return the same of one."""
+    return usual_times([call])[0]
 
 
 def reading_gb_s() -> float:
     """Return how fast all cores read 512 MB and do nothing but add."""
     numbers = torch.ones(1 << 26, dtype=torch.int64)
-    return numbers.nbytes / middle(numbers.sum) / 1e9
+    return numbers.nbytes / usual_time(numbers.sum) / 1e9
 
 
 def asking(context: multiprocessing.context.SpawnContext) -> tuple[float, float, float]:
@@ -121,7 +120,7 @@ def asking(context: multiprocessing.context.SpawnContext) -> tuple[float, float,
         return call
 
     size, many = 1 << 22, 16
-    small, more, large = middles([ask(b"0" * 100), ask(b"0" * 100, many), ask(b"0" * size)])
+    small, more, large = usual_times([ask(b"0" * 100), ask(b"0" * 100, many), ask(b"0" * size)])
     here.send(None)
     process.join()
     return (
@@ -141,7 +140,7 @@ def merge_ns() -> float:
     parts, batch = 8, 32
     scores = [torch.rand(batch, K).sort(dim=1, descending=True).values for _ in range(parts)]
     answers = [TopK(torch.arange(K).repeat(batch, 1) + part * K, of, torch.zeros(batch)) for part, of in enumerate(scores)]
-    return middle(lambda: merged(answers)) / (parts * batch * K) * 1e9
+    return usual_time(lambda: merged(answers)) / (parts * batch * K) * 1e9
 
 
 def _processor() -> str:
