@@ -83,7 +83,10 @@ def unit_rows(count: int, width: int) -> torch.Tensor:
 
 
 def usual_times(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the lower quartile of the seconds of each call: in turn, so that a drift of the machine hits all alike, the first not counted."""
+    """Return the lower quartile of the seconds of each call, the first not counted.
+
+    They are made in turn, so that a drift of the machine hits all alike.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(REPEATS + 1):
         for call, took in zip(calls, times, strict=True):

@@ -95,7 +95,7 @@ def test_what_is_wrong_is_told_once(ray_cluster: Any, tiny_config: Path, tmp_pat
 
     with pytest.raises(InputError, match=r"data: the folder .*/none does not exist"):
         start(f"data.path={tmp_path / 'none'}")
-    with pytest.raises(InputError, match="--resume: .* holds no checkpoint"):
+    with pytest.raises(InputError, match=r"--resume: .* holds no checkpoint"):
         start(resume=True)
     tuned = load(Config, tiny_config, ["finetune.train=full"])
     with pytest.raises(InputError, match=r"finetune\.train: 'full' runs in one process; over 2 ranks"):
