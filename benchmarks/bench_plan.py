@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from machine import describe, write_result
 
+from dexml.errors import InputError
 from dexml.types import TopK
 from index.merge import merged
-from index.planning.capacity import Ask, batch_ms, service
+from index.planning.capacity import Ask, batch_ms, fastest, plan, service
 from index.planning.machine import Machine, read
 from index.planning.measure import LARGE, TAU, WIDTH, K, measure, unit_rows
 from index.planning.queueing import MOST, WAIT_S, simulate
@@ -92,7 +93,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=15.0, help="of Poisson arrivals over each number of shards")
     parser.add_argument("--no-result", action="store_true", help="print the result and write no file")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/plan.md instead, and measure nothing")
     given = parser.parse_args()
+    if given.table:
+        table(read(given.machine))
+        return
     machine = read(given.machine) if given.machine else measure(lambda what: print(what, file=sys.stderr))
     ask = Ask(LABELS, WIDTH, qps=1, p99_ms=1, k=K, encode_ms=0, network_gbit=None)
     rows = {shards: Row(shards) for shards in SHARDS}
@@ -159,6 +164,32 @@ def under_load(ask: Ask, machine: Machine, row: Row, shards: int, seconds: float
         **{f"p{p}_ms": round(float(np.percentile(found, p)), 1) for p in (50, 99)},
         **{f"simulated_p{p}_ms": round(1e3 * expected.percentile(p), 1) for p in (50, 99)},
     }
+
+
+def table(machine: Machine) -> None:
+    """Print plans for 10^7 to 10^9 labels, on the machine of the constants and on an imagined one."""
+    print(
+        "| machine | L | p99 within | shards × rows | GiB a machine | a lone query | p50, p99 simulated | to merge, a batch |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    large = machine.scaled(64, 512, 300)
+    for name, used, gbit in (("measured", machine, 10.0), ("imagined", large, 100.0)):
+        for labels in (1e7, 1e8, 1e9):
+            for p99 in (500.0, 100.0):
+                ask = Ask(labels, 768, 100, p99, network_gbit=gbit)
+                asked = f"| {name} | 10^{round(np.log10(labels))} | {p99:.0f} ms"
+                try:
+                    made = plan(ask, used)
+                except InputError:
+                    lone = batch_ms(ask, used, fastest(ask, used), 1)
+                    print(f"{asked} | impossible | | {lone.total:.3g} ms, at least | | |")
+                    continue
+                found, size = made.simulated, made.simulated.batch
+                print(
+                    f"{asked} | {made.shards:,} × {made.rows} | {ask.bytes / made.shards / 2**30:.2g} | "
+                    f"{made.batch(1).total:.3g} ms | {1e3 * found.percentile(50):.3g}, {1e3 * found.percentile(99):.3g} ms | "
+                    f"{ask.gathered(made.shards, size) / 1e6:.2g} MB |"
+                )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ FILL = 0.8  # of a machine's memory
 PAD = 32  # numbers: a row of a copy is whole vectors
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SLOW, FACTOR = 0.001, 4.0  # stragglers, where the plan is tried with some
+HEADROOM = 1.2  # times the queries that were asked for, at which the p99 must still hold: larger batches take longer to scan,
+# and a queue that just holds tips over at the first slow shard
 QUERIES = 8_000  # simulated
 
 
@@ -167,18 +169,18 @@ def service(ask: Ask, machine: Machine, shards: int) -> Service:
 
 
 def plan(ask: Ask, machine: Machine) -> Plan:
-    """Return the layout of the fewest machines whose simulated p99 is within the ask.
+    """Return the layout of the fewest machines whose simulated p99 is within the ask, at HEADROOM times its queries too.
 
     Raises InputError where no number of machines is: it says what a lone query takes where that is least, and of which part.
     """
-    least, fastest = _range(ask, machine)
+    least, best = least_shards(ask, machine), fastest(ask, machine)
     layout: tuple[int, int] | None = None
     for rows in ROWS:
-        most = fastest if layout is None else min(fastest, (layout[0] * layout[1] - 1) // rows)
+        most = best if layout is None else min(best, (layout[0] * layout[1] - 1) // rows)
         if (fewest := _fewest(ask, machine, rows, least, most)) is not None:
             layout = fewest, rows
     if layout is None:
-        raise InputError(_impossible(ask, machine, least, fastest))
+        raise InputError(_impossible(ask, machine, least, best))
     shards, rows = layout
     times = service(ask, machine, shards)
     slow = replace(times, noise=stragglers(SLOW, FACTOR))
@@ -203,21 +205,20 @@ def _fewest(ask: Ask, machine: Machine, rows: int, least: int, most: int) -> int
     return most
 
 
-def _range(ask: Ask, machine: Machine) -> tuple[int, int]:
-    """Return the fewest shards that memory allows, and how many are fastest: more cost the front more than they save."""
-    least = least_shards(ask, machine)
-    best, shards = least, least
-    while shards <= max(least, ask.labels):
+def fastest(ask: Ask, machine: Machine) -> int:
+    """Return with how many shards a lone query is fastest, of those that hold the labels: more cost the front more than
+    they save.
+    """
+    best = shards = least_shards(ask, machine)
+    while shards <= max(best, ask.labels) and shards <= 4 * best:
         if batch_ms(ask, machine, shards, 1).total < batch_ms(ask, machine, best, 1).total:
             best = shards
-        elif shards > 4 * best:
-            break
         shards = max(shards + 1, int(1.1 * shards))
-    return least, best
+    return best
 
 
 def _meets(ask: Ask, machine: Machine, shards: int, rows: int) -> bool:
-    rate = ask.qps / rows
+    rate = HEADROOM * ask.qps / rows
     if batch_ms(ask, machine, shards, 1).total > ask.p99_ms or batch_ms(ask, machine, shards, MOST).total * rate > 1e3 * MOST:
         return False  # a query by itself is too slow, or full batches one after the other are too few: nothing to simulate
     if ask.network_gbit is not None:
@@ -247,4 +248,4 @@ def _impossible(ask: Ask, machine: Machine, least: int, best: int) -> str:
     )
 
 
-__all__ = ["Ask", "Batch", "Plan", "bandwidth_bound_ms", "batch_ms", "least_shards", "plan", "service"]
+__all__ = ["Ask", "Batch", "Plan", "bandwidth_bound_ms", "batch_ms", "fastest", "least_shards", "plan", "service"]
