@@ -86,8 +86,7 @@ def open_plain(bundle: Path, given: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     store = Store.open(bundle)
     whole = time.perf_counter() - start
-    index = store.live.index.base
-    assert index is not None
+    index = store.live.index
     start = time.perf_counter()
     index.warm()
     prepare = time.perf_counter() - start

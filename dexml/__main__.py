@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
     "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
     "evaluate": (
-        "training.cli:evaluate",
+        "training.evaluate_cli:evaluate",
         "Measure a bundle through the path that serves, or any saved scores: P@k, nDCG@k, R@k, PSP@k, …",
     ),
     "compare": ("training.compare_cli:compare", "How far one run is above another, and whether that is luck."),
@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "embed": ("training.embed_cli:embed", "Embed a file of texts into numbered parts, here or on Ray; a killed job goes on."),
     "labels": ("training.labels_cli:command", "Add, replace, delete and list a bundle's labels; no training."),
     "memory": ("training.recall_cli:memory", "Keep training queries in a bundle; their labels are lifted in answers."),
+    "calibrate": ("training.calibrate_cli:calibrate", "Fit how probable a label is, given its score; kept in the bundle."),
     "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "plan": ("index.planning.cli:plan", "How many machines so many labels take, from constants measured on one; simulated."),

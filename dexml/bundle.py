@@ -6,6 +6,7 @@ BUNDLE/v000001/encoder/         the dual encoder; sentence-transformers opens it
 BUNDLE/v000001/labels.jsonl     {"id", "text", "train_count"} per label, in row order
 BUNDLE/v000001/embeddings.safetensors   label rows float32 (L, D): the truth, from which any index can be rebuilt
 BUNDLE/v000001/memory/          training queries, where they are kept (`dexml.memory`)
+BUNDLE/v000001/calibration.json what scores mean as probabilities, where it was fitted (`dexml.calibration`)
 BUNDLE/v000001/index/           what an index cannot rebuild cheaply; may be empty
 """
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from dexml import __version__, versions
 from dexml import manifest as manifest_of
+from dexml.calibration import Calibration
 from dexml.errors import InputError, StorageError
 from dexml.label_log import LabelLog
 from dexml.manifest import Manifest, Parent
@@ -52,6 +54,7 @@ class Bundle:
     train_counts: Int64Array
     embeddings: Tensor
     memory: Memory | None = None
+    calibration: Calibration | None = None
 
     @property
     def name(self) -> str:
@@ -102,7 +105,7 @@ class Bundle:
             )
         kept = manifest.memory
         memory = None if kept is None else Memory.read(root, kept, len(labels), manifest.dimension)
-        return Bundle(root, manifest, labels, counts, embeddings, memory)
+        return Bundle(root, manifest, labels, counts, embeddings, memory, Calibration.read(root))
 
 
 def publish(

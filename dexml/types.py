@@ -143,7 +143,8 @@ class TopK:
         if self.log_z is None:
             raise ValueError("these answers carry no log-partition; rescore or scan them first")
         # A row without answers has −∞ − (−∞): its probabilities are 0.
-        return torch.exp(self.scores.double() / temperature - self.log_z.double()[:, None]).nan_to_num(nan=0.0).float()
+        values = torch.exp(self.scores.double() / temperature - self.log_z.double()[:, None]).nan_to_num(nan=0.0)
+        return values.clamp(max=1).float()  # log Z is rounded to float32
 
     def first(self, k: int) -> TopK:
         """Return the k best of every row; the normaliser stays."""

@@ -18,8 +18,23 @@ from dexml.errors import InputError
 @click.option("-k", "k", type=int, default=5, show_default=True, help="How many labels.")
 @click.option("--index", help="Another index than the bundle's own: faiss or exact.")
 @click.option("--why", is_flag=True, help="With the training queries that speak for each label, where the bundle keeps them.")
+@click.option(
+    "--calibrated", is_flag=True, help="Probability: how often labels with such a score are right (`dexml calibrate`)."
+)
+@click.option(
+    "--min-precision", type=click.FloatRange(0, 1), help="Only labels so probable that this share is right; calibrated."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def search(bundle: str, text: str, k: int, index: str | None, why: bool, as_json: bool) -> None:
+def search(
+    bundle: str,
+    text: str,
+    k: int,
+    index: str | None,
+    why: bool,
+    calibrated: bool,
+    min_precision: float | None,
+    as_json: bool,
+) -> None:
     """Print the labels of BUNDLE that fit TEXT best, with score and probability over all labels.
 
     BUNDLE is a folder, or the address of a service, as http://127.0.0.1:8080; its key is read from DEXML_API_KEY.
@@ -31,9 +46,9 @@ def search(bundle: str, text: str, k: int, index: str | None, why: bool, as_json
     if bundle.startswith(("http://", "https://")):
         if index is not None:
             raise click.UsageError("--index goes with a folder; a service has its own")
-        known, answers = _ask_service(bundle, text, k, why)
+        known, answers = _ask_service(bundle, text, k, why, calibrated, min_precision)
     else:
-        known, answers = _ask_folder(Path(bundle), text, k, index, why)
+        known, answers = _ask_folder(Path(bundle), text, k, index, why, calibrated, min_precision)
     if not known:
         click.echo("no word of this text is known to the model", err=True)
     if as_json:
@@ -53,12 +68,20 @@ def search(bundle: str, text: str, k: int, index: str | None, why: bool, as_json
     Console(highlight=False).print(table)
 
 
-def _ask_folder(bundle: Path, text: str, k: int, index: str | None, why: bool) -> tuple[bool, list[dict[str, Any]]]:
+def _ask_folder(
+    bundle: Path, text: str, k: int, index: str | None, why: bool, calibrated: bool, min_precision: float | None
+) -> tuple[bool, list[dict[str, Any]]]:
     """Return whether the text is known to the model, and the answers in JSON's terms."""
     from index.retriever import Retriever
 
     retriever = Retriever.open(bundle, index)
-    found = retriever.search([text], k, normalize="all", why=why)
+    asked = calibrated or min_precision is not None
+    found = retriever.search([text], k, normalize="calibrated" if asked else "all", why=why)
+    least = 0.0
+    if min_precision is not None and (kept := found.calibration) is not None:
+        if (threshold := kept.threshold(min_precision)) is None:
+            raise InputError(f"--min-precision: at most {kept.highest:g} can be promised, got {min_precision:g}")
+        least = threshold
     probabilities = found.probabilities()
     assert probabilities is not None
     return found.known[0], [
@@ -70,21 +93,27 @@ def _ask_folder(bundle: Path, text: str, k: int, index: str | None, why: bool) -
             **({"why": [reason._asdict() for reason in found.why[0][place]]} if why else {}),
         }
         for place, number in enumerate(found.topk.ids[0].tolist())
-        if number >= 0
+        if number >= 0 and probabilities[0, place] >= least
     ]
 
 
-def _ask_service(url: str, text: str, k: int, why: bool) -> tuple[bool, list[dict[str, Any]]]:
+def _ask_service(
+    url: str, text: str, k: int, why: bool, calibrated: bool, min_precision: float | None
+) -> tuple[bool, list[dict[str, Any]]]:
     """Return the same of a running service."""
     try:
         from dexml.client import Client, DexmlError
+        from dexml.client.calls import SearchOptions
     except ModuleNotFoundError as error:
         raise InputError(str(error)) from None
     try:
         with Client(url) as client:
             include: list[Literal["text", "probability", "why"]] = ["text", "probability"]
             include += ["why"] if why else []
-            result = client.search(text, top_k=k, normalize="all", include=include)[0]
+            options: SearchOptions = {"top_k": k, "include": include, "normalize": "calibrated" if calibrated else "all"}
+            if min_precision is not None:
+                options |= {"normalize": "calibrated", "min_precision": min_precision}
+            result = client.search(text, **options)[0]
     except (DexmlError, ValueError) as error:
         raise InputError(f"{url}: {error}") from None
     return result.known, [

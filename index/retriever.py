@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dexml.bundle import Bundle
+from dexml.calibration import Calibration
 from dexml.errors import InputError
 from dexml.model import DualEncoder
 from dexml.text import text_fault
@@ -26,7 +27,7 @@ from index.patience import Patience
 from index.recall import REFERENCE, Reason
 from index.store import Spread, Store, version_of
 
-Normalize = Literal["none", "topk", "all", "sigmoid"]
+Normalize = Literal["none", "topk", "all", "sigmoid", "calibrated"]
 CANDIDATES = 200  # how many candidates an approximate index is asked for at least
 
 
@@ -42,8 +43,9 @@ class Found:
     nothing is answered.
 
     Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
-    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores. Of `shards` that hold the
-    labels, `missing` did not answer, and their labels stay out.
+    `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores. With "calibrated",
+    `calibration` makes the probabilities, and `temperature` is its own. Of `shards` that hold the labels, `missing` did not
+    answer, and their labels stay out.
     """
 
     topk: TopK
@@ -63,6 +65,7 @@ class Found:
     ranks: Tensor | None = None
     shards: int = 1
     missing: int = 0
+    calibration: Calibration | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted, or not all labels were seen."""
@@ -70,6 +73,9 @@ class Found:
             return None
         if self.normalizer == "sigmoid":
             return torch.sigmoid(self.topk.scores / self.temperature)
+        if self.calibration is not None:
+            log_z = None if self.topk.log_z is None else self.topk.log_z.numpy()
+            return torch.from_numpy(self.calibration.of(self.topk.scores.numpy(), log_z)).float()
         return self.topk.probabilities(self.temperature)
 
 
@@ -145,6 +151,11 @@ class Retriever:
         return self.store.live.recall is None or not self.store.live.recall.speaks
 
     @property
+    def calibration(self) -> Calibration | None:
+        """What the current version's scores mean as probabilities, where that was fitted."""
+        return self.bundle.calibration
+
+    @property
     def remembered(self) -> int:
         """How many training queries are kept with their texts, and so can be named as reasons; 0 without."""
         kept = self.bundle.manifest.memory
@@ -175,6 +186,7 @@ class Retriever:
             },
             "examples": list(manifest.examples),
             "memory": self.remembered,
+            "calibration": None if self.calibration is None else self.calibration.about(),
             "recall": None if manifest.memory is None else manifest.memory.model_dump(mode="json"),
         }
 
@@ -240,7 +252,10 @@ class Retriever:
 def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
     version = version_of(live)
     manifest = version.bundle.manifest
+    calibration = version.bundle.calibration if how.normalize == "calibrated" else None
     temperature = manifest.temperature if how.temperature is None else how.temperature
+    if calibration is not None and how.temperature is None:
+        temperature = calibration.temperature
     _check(k, how, temperature, live)
     if queries.ndim != 2 or queries.shape[1] != manifest.dimension:
         raise InputError(f"embeddings must be (B, {manifest.dimension}), got {tuple(queries.shape)}")
@@ -254,7 +269,8 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature, patience)
         retrieved = time.perf_counter()
         topk = live.index.reranked(version.reranker, queries, found, temperature)
-        log_z = live.index.log_partition(queries, temperature, found, patience) if how.normalize == "all" else None
+        over_all = how.normalize == "all" or (calibration is not None and calibration.needs_log_z)
+        log_z = live.index.log_partition(queries, temperature, found, patience) if over_all else None
         if recall is not None:
             topk, log_z = recall.augment(queries, topk, live.index, temperature, log_z)
         rescored = (topk.ids >= 0).sum(dim=1)
@@ -286,6 +302,7 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
         ranks=ranks,
         shards=len(live.index.up),
         missing=len(patience.missing),
+        calibration=calibration,
     )
 
 
@@ -296,6 +313,11 @@ def _check(k: int, how: _How, temperature: float, live: Live) -> None:
         raise InputError(f"temperature must be above 0, got {temperature}")
     if how.normalize not in get_args(Normalize):
         raise InputError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {how.normalize!r}")
+    if how.normalize == "calibrated":
+        if version_of(live).bundle.calibration is None:
+            raise InputError(f"bundle: {version_of(live).name} has no calibration; `dexml calibrate` fits one")
+        if how.temperature is not None:
+            raise InputError("temperature: calibrated probabilities have their own")
     if how.diversity is not None and not how.diversity.sigma > 0:
         raise InputError(f"the σ of diversity must be above 0, got {how.diversity.sigma}")
     if how.why and (live.recall is None or live.recall.memory.texts is None):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from index.diversity import Diversity
 from index.retriever import Found
+from serve.calibrated import check_available, least_probable
 from serve.errors import Fault, Problem
 from serve.schemas import SearchRequest
 from serve.settings import Settings
@@ -28,9 +29,10 @@ def ask_of(request: SearchRequest, serving: Serving, settings: Settings) -> Ask:
     if why and not serving.retriever.remembered:
         message = 'must not hold "why": this bundle keeps no training queries that may be shown'
         raise Problem("why_unavailable", faults=[Fault("/include", "why_unavailable", message)])
-    if request.allow_partial and not serving.retriever.divisible:
-        message = "must be false: this bundle hears training queries, and what they weigh depends on all labels"
+    if request.allow_partial and (request.normalize == "calibrated" or not serving.retriever.divisible):
+        message = "must be false where probabilities are calibrated or training queries are heard: both depend on all labels"
         raise Problem("partial_unavailable", faults=[Fault("/allow_partial", "partial_unavailable", message)])
+    check_available(request.normalize, request.min_precision, serving.retriever.calibration)
     limit = request.candidates or settings.max_candidates
     k = min(request.top_k + len(set(request.exclude_ids)), limit, len(serving.store.live.labels))
     return Ask(
@@ -80,8 +82,9 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
             if cut:
                 message = f"has {found.tokens[number]} tokens, more than the model reads"
                 raise Problem("too_many_tokens", faults=[Fault(f"/queries/{number}", "too_many_tokens", message)])
-    wants_text = "text" in request.include
-    probabilities = found.probabilities() if "probability" in request.include else None
+    wants_text, wants_chance = "text" in request.include, "probability" in request.include
+    least = least_probable(found.calibration, request.min_precision)
+    probabilities = found.probabilities() if least > 0 or wants_chance else None
     chances = None if probabilities is None else probabilities.tolist()
     ids, scores = found.topk.ids.tolist(), found.topk.scores.tolist()
     excluded = set(request.exclude_ids)
@@ -94,6 +97,8 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
         for place, (number, score) in enumerate(zip(numbers, values, strict=True)):
             if number < 0 or not math.isfinite(score) or score < floor or names[number] in excluded:
                 continue
+            if least > 0 and chances is not None and chances[row][place] < least:
+                continue
             if len(labels) == request.top_k:
                 break
             labels.append(
@@ -101,7 +106,7 @@ def results_of(request: SearchRequest, found: Found) -> list[dict[str, Any]]:
                     "id": names[number],
                     "score": round(score, 7),
                     "rank_score": None if ranks is None else finite(ranks[row][place]),
-                    "probability": None if chances is None else finite(chances[row][place]),
+                    "probability": finite(chances[row][place]) if chances is not None and wants_chance else None,
                     "text": texts[number] if wants_text else None,
                     "why": reasons_of(found, row, place),
                 }
@@ -130,7 +135,7 @@ def reasons_of(found: Found, row: int, place: int) -> list[dict[str, Any]] | Non
 def normalizer_of(found: Found, row: int) -> dict[str, Any]:
     """Return what the probabilities of one row sum to one over; over nothing where the text is not known."""
     kind = found.normalizer
-    if kind in ("none", "sigmoid") or (kind == "all" and found.missing) or not is_known(found, row):
+    if kind in ("none", "sigmoid", "calibrated") or (kind == "all" and found.missing) or not is_known(found, row):
         return {"kind": kind, "log_z": None, "labels": None}
     if found.topk.log_z is None:
         return {"kind": kind, "log_z": None, "labels": None}

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from dexml.text import TextFault, id_fault, text_fault
+from serve.calibrated import Precision, check_calibrated
 from serve.settings import Settings
 
 DEFAULTS = Settings()
@@ -64,10 +65,11 @@ class SearchRequest(BaseModel):
     exact: Annotated[bool, Field(description="Insist on the true top-k; 422 where the index is approximate.")] = False
     temperature: Annotated[float | None, Field(description="τ of the probabilities; null takes the model's.")] = None
     normalize: Annotated[
-        Literal["none", "topk", "all", "sigmoid"],
+        Literal["none", "topk", "all", "sigmoid", "calibrated"],
         Field(
             description="What probabilities sum to one over: the rescored candidates (topk), every label (all), "
-            "nothing (none), or each label for itself (sigmoid). Hiding labels by exclude_ids or min_score changes "
+            "nothing (none), or each label for itself (sigmoid; calibrated: how often labels that scored so were right, 422 "
+            "where the bundle has no calibration). Hiding labels by exclude_ids or min_score changes "
             "no other label's probability."
         ),
     ] = "topk"
@@ -81,6 +83,13 @@ class SearchRequest(BaseModel):
         ),
     ] = None
     min_score: Annotated[float | None, Field(description="Leave out labels that score below.")] = None
+    min_precision: Annotated[
+        Precision | None,
+        Field(
+            description="0 to 1, with normalize calibrated: leave out labels that are too improbable for the share "
+            "min_precision of those returned to be right. 422 where the bundle can promise no such precision."
+        ),
+    ] = None
     exclude_ids: Annotated[list[LabelId], Field(description="Labels to leave out; unknown ids are ignored.")] = []
     include: Annotated[
         list[Literal["text", "probability", "why"]],
@@ -91,8 +100,8 @@ class SearchRequest(BaseModel):
     allow_partial: Annotated[
         bool,
         Field(
-            description="Where shards of the labels do not answer: take the answers of the others (partial: true) instead of "
-            "503. With normalize all, probabilities are null then. 422 together with exact, and where training queries are heard."
+            description="Where shards of the labels do not answer: take the answers of the others (partial: true), not "
+            "503. Probabilities are null then with normalize all. 422 with exact, and where training queries are heard."
         ),
     ] = False
     index_version: Annotated[str | None, Field(description="404 unless this version is being served.")] = None
@@ -163,6 +172,7 @@ class SearchRequest(BaseModel):
             )
         if self.exact and self.allow_partial:
             raise PydanticCustomError("schema", "exact and allow_partial exclude each other")
+        check_calibrated(self.normalize, self.temperature, self.min_precision, diverse=self.diversity is not None)
         most, wanted = limits(info).max_diversified, self.candidates or self.top_k + len(set(self.exclude_ids))
         if self.diversity is not None and wanted > most:
             raise PydanticCustomError(
@@ -202,10 +212,11 @@ class Answer(BaseModel):
 class Normalizer(BaseModel):
     """What the probabilities sum to one over: `log_z` = log Σ e^{score/τ} over `labels` of them.
 
-    Both are null for the kinds none and sigmoid, where the text is not known, and for all where the answer is partial.
+    Both are null for the kinds none, sigmoid and calibrated, where the text is not known, and for all where the answer is
+    partial.
     """
 
-    kind: Literal["none", "topk", "all", "sigmoid"]
+    kind: Literal["none", "topk", "all", "sigmoid", "calibrated"]
     log_z: float | None
     labels: int | None
 

@@ -1,4 +1,4 @@
-"""Labels spread over shards, as the service has them: started, refused where that is unsafe, and told of when one is missing."""
+"""Labels spread over shards, as the service has them: started where that is safe, and told of when one is missing."""
 
 from __future__ import annotations
 

@@ -315,6 +315,8 @@ def _overtaken(ask: Ask, retriever: Retriever) -> Problem | None:
         return Problem(
             "dimension_mismatch", f"another version answers by now; its embeddings have {retriever.dimension} numbers"
         )
+    if ask.normalize == "calibrated" and retriever.calibration is None:
+        return Problem("calibration_unavailable", "another version answers by now; it has no calibration")
     if ask.why and not retriever.remembered:
         return Problem("why_unavailable", "another version answers by now; it keeps no training queries that may be shown")
     return None

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
+# `make test` runs two files at a time: threads that wait must leave the cores to the other one. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 LABELS = {
     "sorting": "sorting and ordering of arrays",
@@ -35,6 +42,21 @@ def sentences() -> list[tuple[str, list[str]]]:
     rows = [(template.format(text), [label]) for label, text in LABELS.items() for template in TEMPLATES]
     pairs = [(f"{LABELS[a]} and then {LABELS[b]}", [a, b]) for a, b in zip(ids, ids[3:] + ids[:3], strict=True)]
     return rows + pairs
+
+
+def listens_nobody(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def unused_ports() -> Iterator[int]:
+    """Ports that nobody listens on, below those that the kernel deals to sockets of the tests that run beside."""
+    ports = random.SystemRandom().sample(range(20_000, 30_000), 1000)
+    return (port for port in ports if listens_nobody(port))
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,22 @@ from html import escape
 
 from training.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, shown
 
-_COLOURS = ("#4338ca", "#c2410c", "#0f766e", "#a21caf")  # those of report.html
-_DARK = ("#a5b4fc", "#fdba74", "#2dd4bf", "#f0abfc")
+_COLOURS = ("#4338ca", "#c2410c", "#0f766e", "#a21caf", "#0369a1", "#78758a")  # those of page.html
+_DARK = ("#a5b4fc", "#fdba74", "#2dd4bf", "#f0abfc", "#7dd3fc", "#a09db2")
 
 
-def bar_chart(title: str, x_name: str, names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Return an SVG of a group of bars for each of `names`: one of each series, whose values are 0 or more, one a name."""
+def bar_chart(
+    title: str,
+    x_name: str,
+    names: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float]]],
+    painted: Sequence[str] = (),
+) -> str:
+    """Return an SVG of a group of bars for each of `names`: one of each series, whose values are 0 or more, one a name.
+
+    `painted` are the series' classes, line-1, line-2, … by default.
+    """
+    painted = painted or [f"line-{number}" for number in range(1, len(series) + 1)]
     most = max((value for _, values in series for value in values), default=0.0) or 1.0
     step = next(power * one for power in (10.0**n for n in range(-6, 18)) for one in (1, 2, 5) if power * one * 5 >= most)
     top = step * -(-most // step)
@@ -32,19 +42,20 @@ def bar_chart(title: str, x_name: str, names: Sequence[str], series: Sequence[tu
             x = middle + wide * (number - len(series) / 2)
             label = escape(f"{of}, {name}: {values[place]:.4g}")
             box = f'x="{x:.1f}" y="{HEIGHT - BOTTOM - high:.1f}" width="{wide * 0.92:.1f}" height="{high:.1f}"'
-            parts.append(f'<rect class="line-{number + 1}" {box}><title>{label}</title></rect>')
+            parts.append(f'<rect class="{painted[number]}" {box}><title>{label}</title></rect>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
-def standalone(svg: str, title: str, series: Sequence[str]) -> str:
+def standalone(svg: str, title: str, series: Sequence[str], painted: Sequence[str] = ()) -> str:
     """Return a chart as a file of its own: with its title, a key of its series, and colours for light and dark."""
+    painted = painted or [f"line-{number}" for number in range(1, len(series) + 1)]
     body = svg[svg.index(">") + 1 : svg.index("</svg>")]
     attributes = svg[len("<svg viewBox=") : svg.index(">")].split('"', 2)[2]
     key = "".join(
-        f'<rect class="line-{number}" x="{LEFT + 90 * (number - 1)}" y="{-8}" width="8" height="8"/>'
+        f'<rect class="{of}" x="{LEFT + 90 * (number - 1)}" y="{-8}" width="8" height="8"/>'
         f'<text x="{LEFT + 90 * (number - 1) + 12}" y="0">{escape(name)}</text>'
-        for number, name in enumerate(series, 1)
+        for number, (name, of) in enumerate(zip(series, painted, strict=True), 1)
         if len(series) > 1
     )
     return (

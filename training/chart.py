@@ -16,25 +16,40 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """A line with its `name` and its points (x ascending, y finite); `marked` draws each point, with its value on hover."""
+    """A line with its `name` and its points (x ascending, y finite); `marked` draws each point, with its value on hover.
+
+    A `reference`, such as what would be best, is dashed and takes no colour; `filled` shades what is below a line.
+    """
 
     name: str
     points: Sequence[Point]
     marked: bool = False
+    reference: bool = False
+    filled: bool = False
 
 
-def line_chart(title: str, x_name: str, series: Sequence[Series], *, logarithmic: bool = False, from_zero: bool = False) -> str:
+def line_chart(
+    title: str,
+    x_name: str,
+    series: Sequence[Series],
+    *,
+    logarithmic: bool = False,
+    logarithmic_x: bool = False,
+    from_zero: bool = False,
+    hold: Sequence[Point] = (),
+) -> str:
     """Return an SVG of the series that have points, in the colours --line-1, --line-2, … of the page; "" where none has.
 
-    The y axis is `logarithmic` where that is asked for and all y are positive; it starts `from_zero` where that is asked for.
+    The y axis is `logarithmic` where that is asked for and all y are positive, the x axis `logarithmic_x` likewise; y starts
+    `from_zero` where that is asked for. The axes reach as far as the points `hold`, whatever is drawn.
     """
     drawn = [some for some in series if some.points]
     if not drawn:
         return ""
-    xs = [x for some in drawn for x, _ in some.points]
-    ys = [y for some in drawn for _, y in some.points]
+    xs = [x for points in (hold, *(some.points for some in drawn)) for x, _ in points]
+    ys = [y for points in (hold, *(some.points for some in drawn)) for _, y in points]
     logarithmic = logarithmic and min(ys) > 0
-    across = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    across = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic=logarithmic_x and min(xs) > 0)
     up = _Axis(0.0 if from_zero else min(ys), max(ys), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
     said = "; ".join(f"{some.name} from {some.points[0][1]:.4g} to {some.points[-1][1]:.4g}" for some in drawn)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {said}")}">']
@@ -45,9 +60,19 @@ def line_chart(title: str, x_name: str, series: Sequence[Series], *, logarithmic
     for value in across.ticks(5):
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{shown(value)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>')
-    for number, some in enumerate(drawn, 1):
-        parts.extend(_drawn(some, f"line-{number}", across, up))
-    return "".join([*parts, "</svg>", _legend(drawn)])
+    names = _classes(drawn)
+    for some, name in zip(drawn, names, strict=True):
+        parts.extend(_drawn(some, name, across, up))
+    return "".join([*parts, "</svg>", legend([some.name for some in drawn], names)])
+
+
+def legend(series: Sequence[str], classes: Sequence[str] = ()) -> str:
+    """Return the key of several series in the colours of their `classes`, line-1, line-2, … by default; "" of one."""
+    if len(series) == 1:
+        return ""
+    classes = classes or [f"line-{number}" for number in range(1, len(series) + 1)]
+    keys = (f'<span><i class="{of}"></i>{escape(name)}</span>' for name, of in zip(series, classes, strict=True))
+    return f'<p class="legend">{"".join(keys)}</p>'
 
 
 def shown(value: float) -> str:
@@ -80,7 +105,7 @@ class _Axis:
     def ticks(self, about: int) -> list[float]:
         """Return round values inside, `about` so many."""
         if self.logarithmic and self.high - self.low >= 1:
-            steps = (1, 2, 5) if self.high - self.low < 2 else (1,)
+            steps = (1, 2, 5) if self.high - self.low <= 2 else (1,)
             every = math.ceil((self.high - self.low) / about)
             powers = range(math.floor(self.low), math.ceil(self.high) + 1, every)
             return [step * 10.0**power for power in powers for step in steps if self._inside(math.log10(step * 10.0**power))]
@@ -96,6 +121,12 @@ class _Axis:
         return self.low - 1e-9 <= value <= self.high + 1e-9
 
 
+def _classes(drawn: Sequence[Series]) -> list[str]:
+    """Return what each series is painted as: line-1, line-2, … and reference."""
+    places = [sum(not some.reference for some in drawn[: number + 1]) for number in range(len(drawn))]
+    return ["reference" if some.reference else f"line-{place}" for some, place in zip(drawn, places, strict=True)]
+
+
 def _drawn(some: Series, name: str, across: _Axis, up: _Axis) -> list[str]:
     """Return the line, the range of what was averaged behind it, and its marks."""
     places = [[(across(x), up(y)) for x, y in group] for group in _grouped(some.points)]
@@ -104,6 +135,9 @@ def _drawn(some: Series, name: str, across: _Axis, up: _Axis) -> list[str]:
     if any(len(group) > 1 for group in places):
         edges = [[(x, pick(y for _, y in group)) for (x, _), group in zip(middle, places, strict=True)] for pick in (min, max)]
         parts.append(f'<polygon class="{name} band" points="{_listed([*edges[0], *reversed(edges[1])])}"/>')
+    if some.filled:
+        ground = [(middle[-1][0], up.start), (middle[0][0], up.start)]
+        parts.append(f'<polygon class="{name} band" points="{_listed([*middle, *ground])}"/>')
     if len(middle) > 1:
         parts.append(f'<polyline class="{name}" points="{_listed(middle)}"/>')
     if some.marked or len(middle) == 1:
@@ -128,10 +162,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _listed(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _legend(drawn: Sequence[Series]) -> str:
-    if len(drawn) == 1:
-        return ""
-    keys = (f'<span><i class="line-{number}"></i>{escape(some.name)}</span>' for number, some in enumerate(drawn, 1))
-    return f'<p class="legend">{"".join(keys)}</p>'

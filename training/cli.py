@@ -1,8 +1,7 @@
-"""`dexml train` and `dexml evaluate`."""
+"""`dexml train` and `dexml report`."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from training.engine_options import engine_of, engine_options, options_of
+from training.engine_options import engine_options, options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
-    from training.recall import Weighed
     from training.world import World
 
     Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
@@ -143,9 +141,9 @@ def _train_phases(
     from dexml.errors import InputError
     from index import INDEXES
     from training import checkpoint, memory
+    from training.calibration import Judged, judge
     from training.display import both, clock, shown
     from training.export import export
-    from training.recall import weigh_run
     from training.record import Record
     from training.run import Run
 
@@ -155,7 +153,7 @@ def _train_phases(
         raise InputError(f"--resume: {checkpoint.folder(config.out)} holds no checkpoint")
     record: Record | None = None
     stop_after: int | None = None
-    weighed: Weighed | None = None
+    judged = Judged(None, None)
     for phase, (rows, validation, numbers) in enumerate(phases, 1):
         if state is not None and state.facts["phase"] != phase and phase < len(phases):
             continue
@@ -164,7 +162,7 @@ def _train_phases(
         began = time.monotonic()
         with console.status("reading texts into features"):
             run = Run(config, labels, rows, validation, phase, numbers, world)
-        run.stop_after, run.weighed = stop_after, weighed
+        run.stop_after, run.weighed, run.calibration = stop_after, judged.weighed, judged.calibration
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
         after = None
@@ -193,7 +191,7 @@ def _train_phases(
             console.print(f"stopped early: nothing was gained after epoch {run.best_epoch}, whose weights are kept")
         if finished and phase < len(phases):
             stop_after = run.best_epoch if run.stopped_early else None
-            weighed = weigh_run(run)
+            judged = judge(run)
             del run  # two at a time are more than the forecast says
             continue
         if finished:
@@ -204,7 +202,7 @@ def _train_phases(
     assert record is not None
     record.finish(finished, run.fingerprint)
     console.print(escape(said))
-    _report(config.out, console)
+    write_report(config.out, console)
     if not finished:
         console.print(f"stopped at step {run.step} of {run.steps}; {escape(str(root))} answers with what was learned so far.")
         console.print("Go on with the same command and --resume.")
@@ -213,7 +211,7 @@ def _train_phases(
     console.print(f"[bold green]done[/] in {clock(time.monotonic() - start)}: [bold]{escape(str(root))}[/]")
 
 
-def _report(out: Path, console: Console) -> None:
+def write_report(out: Path, console: Console) -> None:
     """Write the report of a run; the bundle is there in any case, so that a report that fails is a note and no error."""
     from rich.markup import escape
 
@@ -224,116 +222,6 @@ def _report(out: Path, console: Console) -> None:
         console.print(f"report: {escape(str(write(out)))}")
     except InputError as error:
         console.print(f"note: {escape(str(error))}")
-
-
-EPILOG_EVALUATE = """Examples:
-
-\b
-  dexml evaluate demo/run
-  dexml evaluate demo/run --engine ray --workers 8
-  dexml evaluate --scores MY_SCORES.npz --data MY_DATA --json figures.json
-  dexml evaluate --scores MY_RUN.trec --data LF-AmazonTitles-131K --propensity LF-AmazonTitles-131K
-"""
-
-
-@click.command(epilog=EPILOG_EVALUATE)
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--scores", type=click.Path(path_type=Path), help="Measure this file instead: scipy CSR in .npz, or a TREC run.")
-@click.option("--scores-out", type=click.Path(path_type=Path), help="Save the bundle's answers to this .npz, for --scores.")
-@click.option("--propensity", metavar="A,B|NAME", help="With --scores: constants of PSP, or an XC set's; default 0.55,1.5.")
-@click.option("--data", "folder", type=click.Path(path_type=Path), help="The data set; default: the one it was trained on.")
-@click.option("--split", default="test", show_default=True, help="Which split of it.")
-@click.option("--index", help="Another index than the bundle's own: faiss or exact.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures, seconds and sizes to this file.")
-@engine_options
-def evaluate(
-    bundle: Path | None,
-    scores: Path | None,
-    scores_out: Path | None,
-    propensity: str | None,
-    folder: Path | None,
-    split: str,
-    index: str | None,
-    output: Path | None,
-    engine: str,
-    workers: int | None,
-    address: str | None,
-) -> None:
-    """Measure BUNDLE on a split, through the same path that serves it; figures in percent.
-
-    Or measure the scores that any program saved of the split's rows (--scores), with every metric and by label frequency.
-    """
-    check_outputs({"--json": output, "--scores-out": scores_out})
-    chosen = engine_of(engine, workers, address)
-    if bundle is None:
-        if scores is None or folder is None or scores_out is not None or index is not None or engine != "local":
-            raise click.UsageError(
-                "a BUNDLE is needed, or --scores FILE and --data DIR without --index, --scores-out and --engine"
-            )
-        _evaluate_scores(scores, folder, split, propensity, output)
-        return
-    if scores is not None or propensity is not None:
-        raise click.UsageError("--scores and --propensity go without a BUNDLE, which has its own")
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import track
-    from rich.table import Table
-
-    from data import open_format
-    from data.scores import write_scores
-    from index.retriever import Retriever
-    from training.evaluate import BATCH
-    from training.evaluate import evaluate as measure
-    from training.record import answers_of, evaluated
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    retriever = Retriever.open(bundle, index)
-    facts = retriever.bundle.manifest.data
-    files = open_format(folder or Path(facts.path), "auto" if folder else facts.format)
-    rows = files.read(split)
-    served = retriever.index.describe()
-    console.print(f"index: {escape(', '.join(f'{key} {value}' for key, value in served.items()))}")
-    steps = iter(track(range(0, len(rows), BATCH), f"evaluating {escape(split)}", console=console, transient=True))
-
-    def report(done: int) -> None:
-        next(steps, None)
-
-    own = folder is None and index is None  # the figures of the run itself, which keeps the answers
-    keep = own or scores_out is not None
-    result = measure(retriever, files.labels(), rows, facts.propensity, report, chosen, index=index, keep=keep)
-    for _ in steps:
-        continue
-    table = Table(title=f"{escape(str(bundle))} on {escape(split)} ({len(rows):,} rows, {len(retriever.labels):,} labels)")
-    for name in result.figures:
-        table.add_column(name, justify="right")
-    table.add_row(*[f"{value:.2f}" for value in result.figures.values()])
-    Console(highlight=False).print(table)
-    per_query = 1000 * result.seconds["total"] / len(rows)
-    console.print(f"{result.seconds['total']:.2f} s, {per_query:.2f} ms a query in batches of {BATCH}")
-    if output is not None:
-        write_output(output, json.dumps(result.as_json(), indent=1) + "\n")
-    if scores_out is not None:
-        write_scores(scores_out, result.ranked, result.scores, rows.positives.num_labels)
-    if own:
-        out = evaluated(retriever.store.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
-        if out is not None:
-            write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)
-            _report(out, console)
-
-
-def _evaluate_scores(scores: Path, folder: Path, split: str, propensity: str | None, output: Path | None) -> None:
-    """Measure a score file; no bundle is opened."""
-    from rich.console import Console
-
-    from training.scores import Judge, propensity_of, report
-
-    judge = Judge.of(folder, split, propensity_of(propensity))
-    tally = judge.tally(scores)
-    report(scores, split, judge, tally, Console(highlight=False))
-    if judge.counts is None:
-        click.echo(f"note: {folder} has no training rows: no propensities, no frequencies", err=True)
-    if output is not None:
-        write_output(output, json.dumps(judge.as_json(tally), indent=1) + "\n")
 
 
 @click.command()

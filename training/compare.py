@@ -19,6 +19,7 @@ CUTOFFS = (1, 3, 5, 10, 100)
 DRAWS = 2000
 BLOCK = 4096  # rows at a time
 LEVEL = 0.95
+SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "R@10", "R@100", "MRR@10", "MAP@10", "PSP@1", "PSP@5", "coverage@5", "macroF1@5")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +94,33 @@ def compare(a: Side, b: Side, draws: int = DRAWS, seed: int = 0) -> list[Differe
     return found
 
 
+def rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
+    """Return name, A, B, difference, interval and p of the figures that are SHOWN, as one reads them."""
+    shown: list[tuple[str, ...]] = []
+    for one in found:
+        if one.name not in SHOWN:
+            continue
+        of_a, of_b = (
+            f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+            for mean, deviation in ((one.a, one.a_deviation), (one.b, one.b_deviation))
+        )
+        interval, p = "–", "–"
+        if one.low is not None and one.high is not None and one.p is not None:
+            interval, p = f"{one.low:+.2f} to {one.high:+.2f}", f"{one.p:.3f}"
+        shown.append((one.name, of_a, of_b, f"{one.difference:+.2f}", interval, p))
+    return shown
+
+
 def per_query(a: Side, b: Side, name: str) -> metrics.Float64Array:
     """Return how much more B earns than A for each query (N), both averaged over seeds."""
     at = a.names.index(name)
     return np.asarray(b.gained[:, at].mean(axis=0) - a.gained[:, at].mean(axis=0))
+
+
+def won(a: Side, b: Side, name: str) -> dict[str, int]:
+    """Return for how many queries each side earns more, and for how many both earn as much."""
+    apart = per_query(a, b, name)
+    return {"a": int((apart < 0).sum()), "equal": int((apart == 0).sum()), "b": int((apart > 0).sum())}
 
 
 def _differences(a: Side, b: Side, draws: int, seed: int) -> metrics.Float64Array:

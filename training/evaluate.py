@@ -15,6 +15,7 @@ from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Float32Array, Int64Array, LabelTable, Positives, Split
 from index.retriever import Retriever
+from training.calibration import Measured, measure
 from training.engines import Engine
 from training.engines.local import LocalEngine
 
@@ -26,17 +27,27 @@ CUTOFFS = (1, 3, 5, DEPTH)
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures in percent, the answers with their scores (N, 100) where they were kept, and what they cost."""
+    """The figures in percent, the answers with their scores (N, 100) where they were kept, and what they cost.
+
+    `calibration` has ECE, Brier score and log loss of the answers' probabilities by way, where the bundle is calibrated;
+    `probabilities` they themselves, there and where they were asked for. `counts` and `weights` (L) are each label's training
+    rows and inverse propensity.
+    """
 
     figures: dict[str, float]
     ranked: Int64Array
     scores: Float32Array
     seconds: dict[str, float]
     sizes: dict[str, int]
+    counts: Int64Array
+    weights: metrics.Float64Array
+    probabilities: Measured | None = None
+    calibration: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return figures, seconds and sizes in one flat document."""
-        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes}
+        """Return figures, seconds and sizes in one flat document, and the calibration where there is one."""
+        calibration = {} if self.calibration is None else {"calibration": self.calibration}
+        return {**self.figures, "seconds": self.seconds, "sizes": self.sizes, **calibration}
 
 
 def evaluate(
@@ -49,6 +60,7 @@ def evaluate(
     *,
     index: str | None = None,
     keep: bool = True,
+    probabilities: bool = False,
 ) -> Evaluation:
     """Return the figures of `split`; excluded pairs leave the answers before the top-k. `report` gets the rows done.
 
@@ -57,7 +69,7 @@ def evaluate(
     answers are let go once they are counted. Labels that were added to the bundle since it was trained take up places in the
     answers, and are no hits.
     """
-    numbers = _numbers(labels, retriever)
+    numbers = numbers_of(labels, retriever)
     if len(split) == 0:
         raise InputError("data: the split has no rows")
     bundle, excluded = retriever.bundle, split.excluded
@@ -70,10 +82,12 @@ def evaluate(
     ranked = np.full((kept, DEPTH), -1, dtype=np.int64)
     scores = np.full((kept, DEPTH), -np.inf, dtype=np.float32)
     stages: dict[str, float] = {}
-    start, done = time.perf_counter(), 0
     engine, make = engine or LocalEngine(), partial(Answerer, retriever, numbers, spare)
     if not isinstance(engine, LocalEngine):
         make = partial(Answerer.open, retriever.store.root.absolute(), index, bundle.manifest.sha256, numbers, spare)
+    else:
+        retriever.search(split.texts[:1], DEPTH)  # what is compiled at its first use is not measured
+    start, done = time.perf_counter(), 0
     for answer in engine.run(make, _blocks(split)):
         rows = slice(answer.first, answer.first + len(answer.ranked))
         tally.add(answer.ranked, split.positives.take(np.arange(rows.start, rows.stop)))
@@ -85,7 +99,7 @@ def evaluate(
         done += len(answer.ranked)
         report(done)
     total = time.perf_counter() - start
-    figures = tally.figures()
+    of_all = tally.figures()
     sizes = {
         "queries": len(split),
         "labels": len(retriever.labels),
@@ -93,7 +107,11 @@ def evaluate(
         "bundle_bytes": sum(entry.size for entry in bundle.manifest.files.values()),
     }
     seconds = {"total": total, **stages}
-    return Evaluation({name: figures[name] for name in FIGURES}, ranked, scores, seconds, sizes)
+    asked = probabilities or bundle.calibration is not None
+    measured = measure(retriever, split, numbers) if asked else None
+    calibration = None if bundle.calibration is None or measured is None else measured.figures()
+    figures = {name: of_all[name] for name in FIGURES}
+    return Evaluation(figures, ranked, scores, seconds, sizes, counts, weights, measured, calibration)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +168,7 @@ def _blocks(split: Split) -> Iterator[Block]:
         yield Block(first, split.texts[first : first + BATCH], excluded)
 
 
-def _numbers(of_data: LabelTable, retriever: Retriever) -> Int64Array:
+def numbers_of(of_data: LabelTable, retriever: Retriever) -> Int64Array:
     """Return the data set's number of each row of the retriever's labels, −1 for those that it does not have.
 
     Raises InputError unless a bundle as it was trained numbers its labels as the data set does, and unless one that has changed

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dexml.errors import InputError
 from dexml.types import Int64Array, LabelTable, Split
 from training import checkpoint, memory
+from training.calibration import judge
 from training.config import Config
-from training.recall import weigh_run
 from training.run import Progress, Run
 from training.world import World
 from training.world import join as join_ranks
@@ -55,7 +55,7 @@ def follow(
         memory.settle(run)
         finished = run.go(_silent, interrupted)
         if finished and phase < len(phases):
-            weigh_run(run)
+            judge(run)
             continue
         if finished:
             run.save()

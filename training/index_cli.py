@@ -183,10 +183,7 @@ def _texts(retriever: Retriever, texts: Path | None) -> list[str]:
 
 def _draw(path: Path, bundle: Path, curves: list[list[Point]], best: Point, length: float) -> None:
     """Write a page with a line for each structure."""
-    from html import escape
-    from string import Template
-
-    from training import record
+    from training import page, record
     from training.chart import Series, line_chart
 
     names = [curve[0].options.get("factory", "exact scan") for curve in curves if curve]
@@ -194,20 +191,9 @@ def _draw(path: Path, bundle: Path, curves: list[list[Point]], best: Point, leng
         Series(name, sorted((point.recall, point.per_second) for point in curve), marked=True)
         for name, curve in zip(names, [curve for curve in curves if curve], strict=True)
     ]
-    chart = line_chart("queries per second by recall", f"recall@{K}", lines, logarithmic=True)
-    rows = "".join(
-        f"<tr><td>{escape(point.words)}</td><td>{point.recall:.4f}</td><td>{point.per_second:,.0f}</td></tr>"
-        for curve in curves
-        for point in curve
-    )
-    head = "<tr><th>index</th><th>recall</th><th>queries per second</th></tr>"
-    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=escape(f"{bundle} · index · dexml"),
-        name=escape(f"Index of {bundle}"),
-        status=escape(f"chosen: {best.words}; queries of {length:.0f} characters on average, 32 at a time"),
-        figures="",
-        charts=f'<div class="chart"><h2>Queries per second by recall</h2>{chart}</div>',
-        tables=f'<section class="wide"><table>{head}{rows}</table></section>',
-    )
-    record.write_text(path, page)
+    title = "Queries per second by recall"
+    chart = line_chart(title, f"recall@{K}", lines, logarithmic=True)
+    rows = [(point.words, f"{point.recall:.4f}", f"{point.per_second:,.0f}") for curve in curves for point in curve]
+    status = f"chosen: {best.words}; queries of {length:.0f} characters on average, 32 at a time"
+    content = [page.charts([page.card(title, chart)]), page.numbers(title, ("index", "recall", "queries per second"), rows)]
+    record.write_text(path, page.document(f"Index of {bundle}", status, [], content))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dexml.calibration import forget
 from dexml.manifest import MemoryFacts
 from dexml.memory import FOLDER, Memory, chosen
 from dexml.metrics import Float64Array, hits
@@ -153,7 +154,8 @@ def written(memory: Memory) -> Callable[[Path], None]:
 
 
 def forgotten(folder: Path) -> None:
-    """Take the memory out of the folder of a version that is being filled."""
+    """Take the memory out of the folder of a version that is being filled, and what was fitted to answers with it."""
+    forget(folder)
     if (folder / FOLDER).exists():
         shutil.rmtree(folder / FOLDER)
 

@@ -63,7 +63,7 @@ def memory(
     section = MemorySection(queries=queries or "all", texts=texts, weight="auto" if weight is None else weight)
     facts = opened.manifest.data
     files = open_format(folder or Path(facts.path), "auto" if folder else facts.format)
-    rows = _read(files, split, opened.labels)
+    rows = rows_of(files, split, opened.labels)
     model, temperature = opened.model(), opened.manifest.temperature
     with Console(stderr=True).status("encoding queries") as status:
         encoded = model.embed_queries(rows.texts)[0]
@@ -73,20 +73,22 @@ def memory(
         status.update("weighing")
         weighed = usual(section)
         if fit is not None:
-            watched = _read(files, fit, opened.labels)
+            watched = rows_of(files, fit, opened.labels)
             asked = model.embed_queries(watched.texts)[0]
             weighed = weigh(kept, opened.embeddings, asked, watched.positives, temperature, section)
         elif opened.manifest.training.step == 0:
-            trained, held = _held_out(rows)
+            trained, held = held_out(rows)
             part = remember(rows.take(trained), encoded[trained], section, 0)
             if part is not None and len(held):
                 weighed = weigh(part, opened.embeddings, encoded[held], rows.positives.take(held), temperature, section)
+    if opened.calibration is not None:
+        click.echo("note: the calibration was fitted to other answers and is gone; `dexml calibrate` fits one", err=True)
     extended = extend(bundle, written(kept), {"memory": weighed.facts(kept)})
     click.echo(f"{len(kept):,} training queries, {weighed}")
     click.echo(f"the bundle is now {extended.root.name}")
 
 
-def _read(files: Format, split: str, labels: LabelTable) -> Split:
+def rows_of(files: Format, split: str, labels: LabelTable) -> Split:
     """Return a split over the bundle's labels, by id; others are left out. Raises InputError where most of them are others."""
     import numpy as np
     import scipy.sparse as sp
@@ -105,7 +107,8 @@ def _read(files: Format, split: str, labels: LabelTable) -> Split:
     return Split(rows.texts, Positives.from_matrix(wide[:, np.array(columns)]))
 
 
-def _held_out(rows: Split) -> tuple[Int64Array, Int64Array]:
+def held_out(rows: Split) -> tuple[Int64Array, Int64Array]:
+    """Return the numbers of rows to keep and of rows to try that on, as a training would hold them out."""
     from data.validation import split_by_labels
     from training.config import ValidationSection
 

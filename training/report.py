@@ -6,13 +6,12 @@ It is made of run.json, history.jsonl and evaluations/, so that a run that goes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from dexml.errors import InputError
 from training import history, record
+from training import page as parts
 from training.chart import Series, line_chart
 from training.display import clock, rounded
 from training.identity import flat
@@ -35,15 +34,8 @@ def page(facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], evaluatio
     """Return the page for what `record.read`, `history.read` and `record.evaluations` found."""
     steps = [line for line in lines if line.get("kind") == "step"]
     watched = [line for line in lines if line.get("kind") == "validation"]
-    template = Template(Path(__file__).with_name(FILE).read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(f"{facts['name']} · dexml"),
-        name=escape(str(facts["name"])),
-        status=escape(_status(facts, steps)),
-        figures="".join(_figure(value, name) for value, name in _headlines(facts, steps, watched, evaluations)),
-        charts="".join(_charts(steps, watched)),
-        tables="".join(_tables(facts, steps, watched, evaluations)),
-    )
+    content = [parts.charts(_charts(steps, watched)), *_tables(facts, steps, watched, evaluations)]
+    return parts.document(str(facts["name"]), _status(facts, steps), _headlines(facts, steps, watched, evaluations), content)
 
 
 def _status(facts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
@@ -82,10 +74,6 @@ def _headlines(
     return found
 
 
-def _figure(value: str, name: str) -> str:
-    return f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>"
-
-
 def _charts(steps: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     """Yield the cards with a chart each; a run of several trainings has a line for each."""
     phases = sorted({step["phase"] for step in steps})
@@ -93,7 +81,7 @@ def _charts(steps: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, A
     of_steps = {"Loss": "loss", "Learning rate": "rate", "Gradient norm": "gradient_norm"}
     for title, key in of_steps.items():
         series = [Series(names[phase], [(s["step"], s[key]) for s in steps if s["phase"] == phase]) for phase in phases]
-        yield _card(title, line_chart(title, "step", series, logarithmic=key == "gradient_norm", from_zero=key == "rate"))
+        yield parts.card(title, line_chart(title, "step", series, logarithmic=key == "gradient_norm", from_zero=key == "rate"))
     several = len({line["phase"] for line in watched}) > 1
     series = [
         Series(
@@ -104,11 +92,7 @@ def _charts(steps: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, A
         for phase in sorted({line["phase"] for line in watched})
         for k in CUTOFFS
     ]
-    yield _card("Validation, percent", line_chart("Validation, percent", "step", series))
-
-
-def _card(title: str, chart: str) -> str:
-    return f'<div class="chart"><h2>{escape(title)}</h2>{chart}</div>' if chart else ""
+    yield parts.card("Validation, percent", line_chart("Validation, percent", "step", series))
 
 
 def _tables(
@@ -121,18 +105,18 @@ def _tables(
     if evaluations:
         figures = [[split, *_percent(document)] for split, document in evaluations.items()]
         names = [key for key in next(iter(evaluations.values())) if "@" in key]
-        yield _numbers("Measured through the path that serves, percent", ["split", *names], figures)
+        yield parts.numbers("Measured through the path that serves, percent", ["split", *names], figures)
     if watched:
         rows = [[line["epoch"], line["step"], *(f"{line[f'P@{k}']:.2f}" for k in CUTOFFS)] for line in watched]
-        yield _numbers("Every validation, percent", ["epoch", "step", *(f"P@{k}" for k in CUTOFFS)], rows, folded=True)
+        yield parts.numbers("Every validation, percent", ["epoch", "step", *(f"P@{k}" for k in CUTOFFS)], rows, folded=True)
     data = {"path": facts["data"]["path"], "training rows": facts["data"]["rows"], "labels": facts["data"]["labels"]}
     several = len(facts["phases"]) > 1
-    phases = [_facts(f"Training {phase}" if several else "Training", about) for phase, about in facts["phases"].items()]
-    yield f'<div class="columns">{"".join([_facts("Data", data), _facts("Time", _times(facts)), *phases])}</div>'
+    phases = [parts.facts(f"Training {phase}" if several else "Training", about) for phase, about in facts["phases"].items()]
+    yield parts.columns([parts.facts("Data", data), parts.facts("Time", _times(facts)), *phases])
     machine = {key: value for key, value in facts["machine"].items() if value is not None}
     code = {"commit": facts["commit"] or "none", "Python": facts["python"], **facts["versions"]}
-    yield _facts("Machine and code", {**machine, **code}, folded=True)
-    yield _facts("Config", flat(facts["config"]), folded=True)
+    yield parts.facts("Machine and code", {**machine, **code}, folded=True)
+    yield parts.facts("Config", flat(facts["config"]), folded=True)
 
 
 def _times(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -146,33 +130,3 @@ def _times(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _percent(document: Mapping[str, Any]) -> list[str]:
     return [f"{value:.2f}" for key, value in document.items() if "@" in key]
-
-
-def _facts(title: str, values: Mapping[str, Any], *, folded: bool = False) -> str:
-    shown = {key: value for key, value in values.items() if value != []}
-    rows = (
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_worded(value))}</td></tr>' for key, value in shown.items()
-    )
-    return _section(title, f'<table class="facts">{"".join(rows)}</table>', folded)
-
-
-def _worded(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "none"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _numbers(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]], *, folded: bool = False) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    table = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return _section(title, f'<div class="wide" tabindex="0">{table}</div>', folded)
-
-
-def _section(title: str, content: str, folded: bool) -> str:
-    """Return a card; a folded one opens with a click and needs no script."""
-    if folded:
-        return f"<section><details><summary><h2>{escape(title)}</h2></summary>{content}</details></section>"
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"

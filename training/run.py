@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.batches import Batches
 from data.validation import split_by_labels
+from dexml.calibration import Calibration
 from dexml.errors import InputError
 from dexml.kernels import choose
 from dexml.losses import LOSSES
@@ -123,6 +124,7 @@ class Run:
         self._precision: tuple[float, float, float] | None = None
         self.stop_after: int | None = None  # the epoch after which a refit ends, where the watched run stopped early
         self.weighed: Weighed | None = None  # what the watched run found the training queries to be worth, for a refit
+        self.calibration: Calibration | str | None = None  # likewise, or why there is none; None until that was asked
         self._best = Best()
         self._features: dict[str, Features] = {}
         self.fingerprint = fingerprint(config, labels, train, validation)
@@ -210,6 +212,7 @@ class Run:
                 "best": [self._best.value, self._best.epoch],
                 "stop_after": self.stop_after,
                 "weighed": None if self.weighed is None else asdict(self.weighed),
+                "calibration": self.calibration.model_dump() if isinstance(self.calibration, Calibration) else self.calibration,
                 "fingerprint": self.fingerprint,
                 "about": self.about,
             },
@@ -244,6 +247,8 @@ class Run:
         self.stop_after = state.facts["stop_after"]
         weighed = state.facts.get("weighed")
         self.weighed = None if weighed is None else Weighed(**weighed)
+        fitted = state.facts.get("calibration")
+        self.calibration = Calibration.model_validate(fitted) if isinstance(fitted, dict) else fitted
         value, epoch = state.facts["best"]
         self._best = Best(value, epoch, Best.weights_in(part(state.extra)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from data.scores import read_scores
 from dexml import metrics
 from dexml.errors import InputError
 from dexml.types import Int64Array, LabelTable, Split
+from training.record import answers_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,13 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """The rows that answers are measured on; `counts` (L) and `weights` (L) are of the training rows, None without any."""
+    """The rows that answers are measured on; `counts` (L) and `weights` (L) are of the training rows, None without any.
+
+    `source` says where the rows are from.
+    """
 
     labels: LabelTable
     split: Split
     counts: Int64Array | None
     weights: metrics.Float64Array | None
     propensity: tuple[float, float]
+    source: str
 
     @staticmethod
     def of(folder: Path, split: str, propensity: tuple[float, float]) -> Judge:
@@ -39,11 +45,22 @@ class Judge:
             raise InputError(f"data: the split {split} has no rows")
         counts, number = _training(files)
         weights = None if counts is None else metrics.propensity_weights(counts, number, *propensity)
-        return Judge(labels, rows, counts, weights, propensity)
+        return Judge(labels, rows, counts, weights, propensity, str(folder))
 
     def ranked(self, path: Path, k: int) -> Int64Array:
         """Return the k best labels of each row that the file `path` scores (N, k), −1 where there are fewer."""
-        return metrics.top(read_scores(path, len(self.split), self.labels), k, self.split.excluded)
+        return self.answers(path, k)[0]
+
+    def answers(self, path: Path, k: int) -> tuple[Int64Array, metrics.Float64Array]:
+        """Return the k best labels of each row and their scores (N, k), −1 and −inf where there are fewer."""
+        scores = read_scores(path, len(self.split), self.labels)
+        ranked = metrics.top(scores, k, self.split.excluded)
+        rows = np.arange(len(ranked), dtype=np.int64)
+        keys = np.repeat(rows, np.diff(scores.indptr)) * len(self.labels) + scores.indices  # ascending
+        there = ranked >= 0
+        values = np.full(ranked.shape, -np.inf)
+        values[there] = scores.data[np.searchsorted(keys, (rows[:, None] * len(self.labels) + ranked)[there])]
+        return ranked, values
 
     def tally(self, path: Path) -> metrics.Tally:
         """Return the tally of the score file `path`."""
@@ -76,6 +93,29 @@ def propensity_of(text: str | None) -> tuple[float, float]:
     return a, b
 
 
+def files_of(given: str, split: str) -> list[Path]:
+    """Return the score files of what is compared: a file, or a run or report folder that keeps its answers to `split`.
+
+    A pattern is several. Raises InputError for a path or pattern without one.
+    """
+    paths = [Path(given)] if Path(given).exists() else [Path(path) for path in sorted(glob.glob(given))]
+    if not paths:
+        raise InputError(f"{given}: no such file or folder")
+    found = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        places = (answers_of(path, split), answers_of(path.parent, split), path / f"{split}.npz")
+        kept = next((file for file in places if file.is_file()), None)
+        if kept is None:
+            raise InputError(
+                f"{path}: no answers to {split} are kept there; `dexml evaluate {path} --split {split}` keeps them"
+            )
+        found.append(kept)
+    return found
+
+
 def report(path: Path, split: str, judge: Judge, tally: metrics.Tally, console: Console) -> None:
     """Print figures by cutoff, and by label frequency."""
     from rich.markup import escape
@@ -96,17 +136,27 @@ def report(path: Path, split: str, judge: Judge, tally: metrics.Tally, console: 
         console.print(_by_frequency(title, groups, tally.cutoffs))
 
 
-def _by_frequency(title: str, groups: Sequence[metrics.Group], cutoffs: Sequence[int]) -> Any:
-    from rich.table import Table
-
+def by_frequency(groups: Sequence[metrics.Group], cutoffs: Sequence[int]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the heads and rows of a table of labels by frequency, the first column without a head."""
     first, last = next((k for k in cutoffs if k >= 5), cutoffs[-1]), cutoffs[-1]
-    table = Table()
-    for name in (title, "labels", "training rows each", "true here", f"part of P@{first}", f"recall@{first}", f"recall@{last}"):
-        table.add_column(name, justify="right")
+    heads = ("labels", "training rows each", "true here", f"part of P@{first}", f"recall@{first}", f"recall@{last}")
+    rows: list[tuple[str, ...]] = []
     for group in groups:
         seen = f"{group.seen[0]:,} to {group.seen[1]:,}"
         of = (f"{group.part[first]:.2f}", f"{group.recall[first]:.2f}", f"{group.recall[last]:.2f}")
-        table.add_row(group.name, f"{group.labels:,}", seen, f"{group.true:,}", *of)
+        rows.append((group.name, f"{group.labels:,}", seen, f"{group.true:,}", *of))
+    return heads, rows
+
+
+def _by_frequency(title: str, groups: Sequence[metrics.Group], cutoffs: Sequence[int]) -> Any:
+    from rich.table import Table
+
+    heads, rows = by_frequency(groups, cutoffs)
+    table = Table()
+    for name in (title, *heads):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -49,8 +49,9 @@ class SearchOptions(CallOptions, total=False):
     candidates: int
     exact: bool
     temperature: float
-    normalize: Literal["none", "topk", "all", "sigmoid"]
+    normalize: Literal["none", "topk", "all", "sigmoid", "calibrated"]
     min_score: float
+    min_precision: float
     exclude_ids: Sequence[str]
     include: Sequence[Literal["text", "probability", "why"]]
     diversity: float

@@ -2,11 +2,12 @@
 
 One figure of ranked label numbers or of a sparse matrix of scores: `precision_at` and its like (`dexml.metrics.single`). All of
 them, of a split of any size: `measure` or a `Tally`, and by label frequency `deciles` and `bands`. By row, to compare runs:
-`of_rows`.
+`of_rows`. Of probabilities: `ece_at` and its like (`dexml.metrics.calibration`).
 """
 
 from __future__ import annotations
 
+from dexml.metrics.calibration import Reliability, brier_at, ece_at, log_loss_at, reliability
 from dexml.metrics.found import hits, without
 from dexml.metrics.groups import Group, bands, deciles
 from dexml.metrics.propensity import CONSTANTS, DEFAULT_PROPENSITY, Float64Array, propensity_constants, propensity_weights
@@ -36,14 +37,18 @@ __all__ = [
     "DEFAULT_PROPENSITY",
     "Float64Array",
     "Group",
+    "Reliability",
     "Rows",
     "Tally",
     "average_precision_at",
     "bands",
+    "brier_at",
     "coverage_at",
     "deciles",
+    "ece_at",
     "hit_rate_at",
     "hits",
+    "log_loss_at",
     "macro_f1_at",
     "macro_precision_at",
     "macro_recall_at",
@@ -59,6 +64,7 @@ __all__ = [
     "propensity_weights",
     "recall_at",
     "reciprocal_rank_at",
+    "reliability",
     "table",
     "top",
     "without",

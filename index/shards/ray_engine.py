@@ -45,6 +45,7 @@ class RayEngine(Engine):
         self._ray = start(layout.address, layout.cpus * layout.shards * layout.replicas)
         self._copies = [[Replica(shard, number) for number in range(layout.replicas)] for shard in range(layout.shards)]
         self._delays = [Delays() for _ in range(layout.shards)]
+        self._closed = False
         self._folders: dict[str, Sequence[Path]] = {}
         self._lock = threading.Lock()  # of the above; never held while anything is waited for
         self._keeper = Keeper(self._ray, layout, self._copies, self._folders, self._lock)
@@ -52,7 +53,10 @@ class RayEngine(Engine):
         self._keeper.start()
 
     def close(self) -> None:
-        """End the copies and let go of the cluster."""
+        """End the copies and let go of the cluster; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._keeper.stop()
         for replica in self._every():
             if replica.actor is not None:
@@ -62,6 +66,8 @@ class RayEngine(Engine):
     @property
     def up(self) -> tuple[int, ...]:
         """How many copies of each shard answer."""
+        if not self._closed:
+            self._look_after_late()
         return tuple(sum(replica.up for replica in copies) for copies in self._copies)
 
     def describe(self) -> dict[str, object]:
@@ -106,7 +112,7 @@ class RayEngine(Engine):
         """Let go of a version."""
         with self._lock:
             self._folders.pop(key, None)
-        if self._ray.is_initialized():
+        if not self._closed:
             for replica in self._every():
                 replica.loaded.discard(key)
                 if replica.actor is not None:
@@ -140,7 +146,7 @@ class RayEngine(Engine):
 
     def _look_after_late(self) -> None:
         """Find out which late calls have come in since."""
-        late = {ref: replica for replica in self._every() for ref in replica.late}
+        late = {ref: replica for replica in self._every() for ref in list(replica.late)}
         if not late:
             return
         for ref in self._ray.wait(list(late), num_returns=len(late), timeout=0)[0]:
@@ -242,13 +248,13 @@ class _Gathering:
             self._failed.add(shard)
 
     def _next(self, shard: int) -> Replica | None:
-        """Return the copy that was asked least of those that may answer."""
+        """Return the copy that was asked least of those that may answer, one that owes no answer first."""
         ready = [
             replica
             for replica in self._engine._copies[shard]
             if replica.up and self._question.key in replica.loaded and replica not in self._tried[shard]
         ]
-        return min(ready, key=lambda replica: replica.asked, default=None)
+        return min(ready, key=lambda replica: (len(replica.late), replica.asked), default=None)
 
     def _send(self, replica: Replica, again: bool = False) -> None:
         actor = replica.actor

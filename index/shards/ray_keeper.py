@@ -101,11 +101,10 @@ class Keeper:
                     log.exception("looking after the shards failed")
 
     def _look(self) -> None:
-        now = time.monotonic()
         for replica in [replica for copies in self._copies for replica in copies]:
             if self._ended.is_set():
                 return
-            if replica.actor is not None and replica.silent_s(now) > HUNG_S:
+            if replica.actor is not None and replica.silent_s() > HUNG_S:
                 log.warning("shard %d, copy %d, hangs and is ended", replica.shard, replica.number)
                 self._ray.kill(replica.actor)
                 self.lost(replica)

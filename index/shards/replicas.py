@@ -12,6 +12,7 @@ import numpy as np
 FEW = 20  # answers that are too few to know a 95th percentile by
 FIRST_DELAY_S = 0.05  # then
 SHORTEST_DELAY_S = 0.002  # below it, two copies would often search for the same answer
+HANGS_S = 0.5  # without an answer that nobody waits for any more
 KEPT = 256  # of the last answers
 
 
@@ -19,8 +20,8 @@ KEPT = 256  # of the last answers
 class Replica:
     """One copy of a shard, the process behind `actor` (None while there is none) on the node `node`.
 
-    `late` are the calls that nobody waits for any more, by when they were sent (monotonic seconds): as long as there is one,
-    the copy counts as hanging. `loaded` are the keys of the versions that it has.
+    `late` are the calls that nobody waits for any more, by when they were sent (monotonic seconds): with one that has been out
+    for `HANGS_S`, the copy counts as hanging until it answers. `loaded` are the keys of the versions that it has.
     """
 
     shard: int
@@ -34,11 +35,12 @@ class Replica:
     @property
     def up(self) -> bool:
         """Whether it is there and does not hang."""
-        return self.actor is not None and not self.late
+        return self.actor is not None and self.silent_s() < HANGS_S
 
-    def silent_s(self, now: float) -> float:
+    def silent_s(self) -> float:
         """Return for how long the oldest late call has been out."""
-        return now - min(self.late.values(), default=now)
+        now = time.monotonic()
+        return now - min(list(self.late.values()), default=now)
 
 
 class Delays:

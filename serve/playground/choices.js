@@ -7,6 +7,7 @@ const query = at("query"), count = at("k"), temperature = at("temperature"), div
 const radios = [...at("normalizer").querySelectorAll("input")];
 
 // null is the default: the model's own temperature, all labels where that is affordable, no diversity.
+// "calibrated" is offered where the service has a calibration.
 export const chosen = { temperature: null, normalize: null, diversity: null };
 let info = null;
 
@@ -27,11 +28,16 @@ function whyNotAll() {
   return "";
 }
 
-export const normalizeNow = () => (chosen.normalize === "topk" || !info || whyNotAll() ? "topk" : "all");
+const calibrated = () => chosen.normalize === "calibrated" && Boolean(info?.bundle.calibration);
+
+export function normalizeNow() {
+  if (calibrated()) return "calibrated";
+  return chosen.normalize === "topk" || !info || whyNotAll() ? "topk" : "all";
+}
 
 export function request(text) {
   const body = { queries: [text], top_k: countNow(), normalize: normalizeNow() };
-  if (chosen.temperature !== null) body.temperature = chosen.temperature;
+  if (chosen.temperature !== null && !calibrated()) body.temperature = chosen.temperature;
   if (chosen.diversity !== null) body.diversity = chosen.diversity;
   return body;
 }
@@ -62,7 +68,9 @@ function draw() {
   for (const radio of radios) {
     radio.checked = radio.value === normalizeNow();
     radio.disabled = radio.value === "all" && reason !== "";
+    if (radio.value === "calibrated") radio.closest("label").hidden = !info?.bundle.calibration;
   }
+  temperature.disabled = calibrated(); // it has its own
   at("why-not-all").textContent = reason;
   at("why-not-all").hidden = !reason;
   [temperature, diversity].forEach(fill);
@@ -97,7 +105,7 @@ export function listen(changed) {
   });
   for (const radio of radios) {
     radio.addEventListener("change", () => {
-      chosen.normalize = radio.value === "all" ? null : "topk";
+      chosen.normalize = radio.value === "all" ? null : radio.value;
       draw();
       changed(false);
     });
@@ -135,6 +143,6 @@ export function recall() {
   if (/^[0-9]{1,4}$/.test(address.get("k") ?? "")) count.value = address.get("k");
   chosen.temperature = number(address.get("t"), 1e-4, 100);
   chosen.diversity = number(address.get("d"), 1e-3, 1e3);
-  chosen.normalize = address.get("n") === "topk" ? "topk" : null;
+  chosen.normalize = ["topk", "calibrated"].includes(address.get("n")) ? address.get("n") : null;
   place();
 }

@@ -26,9 +26,10 @@ export function show(found, temperature, labels, lifted) {
 function footnote(result, previewed) {
   const { kind, labels } = result.normalizer;
   const over = kind === "all" ? `all ${whole(labels)} labels` : `the ${plural(labels ?? 0, "candidate")} that were rescored`;
+  const chance = kind === "calibrated" ? "how often labels that scored so were right where it was tried" : `its softmax over ${over}`;
   at("footnote").textContent =
     `Score is the cosine of query and label${shown.lifted ? ", higher where the nearest texts of the training have the label" : ""}; ` +
-    `probability is its softmax over ${over}` +
+    `probability is ${chance}` +
     (previewed ? ", worked out on this page until the service has answered." : ".") +
     (result.labels[0].rank_score === null ? "" : " Paler is what a label’s likeness to those above took from its rank.") +
     (result.truncated ? " The text was longer than the model reads; its end was left out." : "");

@@ -84,10 +84,10 @@ def test_writing_takes_the_place_of_an_older_gzip(root: Path):
     assert JsonLines(root).read("train").texts == ("q",)
 
 
-@pytest.mark.parametrize("cut", [b"", b"\x1f\x8b", gzip.compress(b"x" * 999)[:-9], gzip.compress(b"x" * 99)[:15]])
-def test_damaged_gzip(root: Path, cut: bytes):
+@pytest.mark.parametrize("cut", [0, 2, 15, -9], ids=["empty", "two bytes", "15 bytes", "all but 9"])
+def test_damaged_gzip(root: Path, cut: int):
     (root / "train.jsonl").unlink()
-    (root / "train.jsonl.gz").write_bytes(cut)
+    (root / "train.jsonl.gz").write_bytes(gzip.compress(b"x" * 999)[:cut])
     if not cut:
         assert len(JsonLines(root).read("train")) == 0  # gzip of nothing is nothing
         return

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,15 +31,6 @@ def ended(process: subprocess.Popen[str]) -> str:
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     return said.strip()
-
-
-@pytest.fixture(scope="module")
-def unused_ports():
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
-    return iter(ports)
 
 
 def test_it_serves_as_dexml_serve_does(tiny_bundle: Path, tmp_path: Path, unused_ports):

@@ -60,20 +60,24 @@ def stand_in():
 
 @pytest.fixture(scope="session")
 def kept(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with the training queries kept, which may be shown and have no say."""
+    """The tiny bundle, calibrated, with the training queries kept, which may be shown and have no say."""
     from click.testing import CliRunner
 
     from dexml.__main__ import command
+    from dexml.bundle import extend
+    from dexml.calibration import Calibration
 
     root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("page") / "bundle"))
     done = CliRunner().invoke(command, ["memory", str(root), "--data", str(tiny_data), "--texts", "--weight", "0"])
     assert done.exit_code == 0, done.output
+    curve = {"knots": (-1.0, 8.0), "probabilities": (0.01, 0.9), "temperature": 0.1, "share": 0.2}
+    extend(root, Calibration.model_validate({**curve, "rows": 60, "depth": 10, "ece": (0.5, 0.02)}).write)
     return root
 
 
 @pytest.fixture(scope="session")
 def url(kept: Path):
-    with serving("-m", "dexml", "serve", str(kept), "--port", "0", "--writable") as url:
+    with serving("-m", "dexml", "serve", str(kept), "--port", "0", "--admin-port", "0", "--writable") as url:
         yield url
 
 

@@ -23,6 +23,12 @@ def run(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*DEXML, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
 
 
+def main_ok(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+
+
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]):
     """Call the front door in this process, and return the one line that a wrong call leaves behind."""
@@ -45,19 +51,21 @@ def test_a_wrong_call_of_the_real_process_ends_with_two_and_no_traceback(tmp_pat
     assert done.stderr == f"dexml: bundle: the folder {tmp_path / 'nowhere'} does not exist\n"
 
 
-def test_search_evaluate_and_info(tiny_bundle: Path, tmp_path: Path):
+def test_search_evaluate_and_info(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     found = json.loads(run("search", tiny_bundle, "singular value decomposition", "-k", "3", "--json").stdout)
     assert found[0]["id"] == "svd"
     assert [answer["score"] for answer in found] == sorted((answer["score"] for answer in found), reverse=True)
-    table = run("search", tiny_bundle, "singular value decomposition", "-k", "3").stdout
+    main_ok(["search", str(tiny_bundle), "singular value decomposition", "-k", "3"])
+    table = capsys.readouterr().out
     assert "svd" in table and "%" in table
-    done = run("evaluate", tiny_bundle, "--json", tmp_path / "figures.json")
-    assert done.returncode == 0, done.stderr
+    main_ok(["evaluate", str(tiny_bundle), "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"P@1", "P@3", "P@5", "nDCG@5", "R@100", "PSP@1", "PSP@5", "seconds", "sizes"} == set(figures)
     assert figures["P@1"] == 100 and figures["R@100"] == 100
     assert figures["sizes"]["labels"] == 10 and figures["seconds"]["total"] > 0
-    described = json.loads(run("info", tiny_bundle).stdout)
+    capsys.readouterr()
+    main_ok(["info", str(tiny_bundle)])
+    described = json.loads(capsys.readouterr().out)
     assert described["labels"] == 10 and described["training"]["config"]["seed"] == 0
 
 
@@ -151,7 +159,9 @@ def interrupted(config: Path, out: Path, *settings: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("phases", [1, 2])
-def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config: Path, tmp_path: Path, phases: int):
+def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(
+    tiny_config: Path, tmp_path: Path, phases: int, capsys: pytest.CaptureFixture[str]
+):
     settings = ["--set", "training.epochs=80", "--set", "training.patience=1000"]
     if phases == 2:  # a watched run, and then a refit on all rows
         settings += ["--set", "validation.fraction=0.3", "--set", "validation.refit=true"]
@@ -161,24 +171,19 @@ def test_ctrl_c_leaves_a_bundle_that_answers_and_a_run_that_goes_on(tiny_config:
     assert not versions.current(tmp_path / "cut" / "bundle")[1].training.finished
     assert Retriever.open(tmp_path / "cut").search(["sort an array"], 1).topk.ids.shape == (1, 1)
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
-    other = run("train", tiny_config, "--set", f"out={tmp_path / 'cut'}", "--set", "training.epochs=5", "--resume")
-    assert other.returncode == 2 and "another config" in other.stderr
+    again = ["train", str(tiny_config), "--set", f"out={tmp_path / 'cut'}"]
+    with pytest.raises(SystemExit) as ended:
+        main([*again, "--set", "training.epochs=5", "--resume"])
+    assert ended.value.code == 2 and "another config" in capsys.readouterr().err
 
-    rest = run("train", tiny_config, "--set", f"out={tmp_path / 'cut'}", *settings, "--resume")
-    assert rest.returncode == 0 and "resumed at step" in rest.stderr, rest.stderr
-    whole = run("train", tiny_config, "--set", f"out={tmp_path / 'whole'}", *settings)
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stderr.count("epoch 80/80") == phases
+    main_ok([*again, *settings, "--resume"])
+    assert "resumed at step" in capsys.readouterr().err
+    main_ok(["train", str(tiny_config), "--set", f"out={tmp_path / 'whole'}", *settings])
+    assert capsys.readouterr().err.count("epoch 80/80") == phases
     for name in ("encoder/tower.safetensors", "embeddings.safetensors"):
         cut, never = (versions.current(tmp_path / run / "bundle")[0] for run in ("cut", "whole"))
         assert (cut / name).read_bytes() == (never / name).read_bytes(), name
     assert not (tmp_path / "cut" / "checkpoints").exists()
-
-
-def main_ok(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
 
 
 def test_a_finished_run_is_not_made_again_if_not_needed(tiny_config: Path, tiny_data: Path, tmp_path: Path, capsys):
@@ -204,8 +209,7 @@ def test_a_failing_export_loses_no_training(tiny_config: Path, tmp_path: Path):
     done = run("train", tiny_config, "--set", f"out={out}")
     assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
     (out / "bundle" / "v000001.tmp").unlink()
-    done = run("train", tiny_config, "--set", f"out={out}", "--resume")
-    assert done.returncode == 0, done.stderr
+    main_ok(["train", str(tiny_config), "--set", f"out={out}", "--resume"])
     assert versions.current(out / "bundle")[1].training.finished
 
 

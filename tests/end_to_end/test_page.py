@@ -39,7 +39,7 @@ def test_answers_appear_as_one_types(open_page, stand_in):
 
 
 def test_a_trained_bundle_answers_within_100_ms(open_page, tiny_bundle, ask, served):
-    with served("-m", "dexml", "serve", str(tiny_bundle), "--port", "0") as url:
+    with served("-m", "dexml", "serve", str(tiny_bundle), "--port", "0", "--admin-port", "0") as url:
         page = open_page(url)
         ask(page, "how to warm up")
         totals = []
@@ -232,7 +232,7 @@ def test_screenshots(open_page, stand_in, served):
         page.screenshot(path=folder / "page-why.png", full_page=True)
 
     if bundle:
-        with served("-m", "dexml", "serve", bundle, "--port", "0") as url:
+        with served("-m", "dexml", "serve", bundle, "--port", "0", "--admin-port", "0") as url:
             shoot(url)
     else:
         shoot(stand_in)

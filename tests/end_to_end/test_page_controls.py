@@ -78,6 +78,26 @@ def test_the_normaliser_is_chosen_and_told(open_page, url: str, ask):
     assert "n=topk" in page.url and page.locator("#why-not-all").is_hidden()
 
 
+def test_calibrated_probabilities_are_offered_where_there_are_some(open_page, url: str, stand_in: str, ask):
+    page = open_page(url)
+    ask(page, "sorting of arrays")
+    order = names(page)
+    with page.expect_response("**/v1/search") as reply:
+        page.click("input[value=calibrated]")
+    found = reply.value.json()["results"][0]
+    assert found["normalizer"]["kind"] == "calibrated" and sum(label["probability"] for label in found["labels"]) != 1
+    page.wait_for_selector("#footnote >> text=labels that scored so were right")
+    assert names(page) == order and page.locator("#temperature").is_disabled() and "n=calibrated" in page.url
+    again = open_page(page.url)
+    again.wait_for_selector("#footnote >> text=labels that scored so were right")
+    page.click("#reset")
+    page.wait_for_selector("#footnote >> text=all 10 labels")
+    assert page.locator("#temperature").is_enabled()
+    without = open_page(stand_in)
+    without.wait_for_selector("input[value=topk] + span")
+    assert without.locator("input[value=calibrated]").is_hidden() and without.locator("text=each label").is_hidden()
+
+
 def test_all_labels_are_not_offered_where_there_are_too_many(open_page, url: str, ask):
     page = open_page(url)
 

@@ -19,7 +19,7 @@ def keyed(served, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("keyed")
     shutil.copytree(tiny_bundle, root / "bundle")
     made = {role: keys.add(root / "keys.json", f"{role}er", role) for role in keys.ROLES}
-    options = ("--port", "0", "--writable", "--keys", str(root / "keys.json"))
+    options = ("--port", "0", "--admin-port", "0", "--writable", "--keys", str(root / "keys.json"))
     with served("-m", "dexml", "serve", str(root / "bundle"), *options) as url:
         yield url, made
 

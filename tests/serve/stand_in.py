@@ -67,6 +67,7 @@ class StandIn:
         self.temperature = 0.05
         self.remembered = 0
         self.divisible = True
+        self.calibration = None
         live = SimpleNamespace(
             labels=LiveLabels(self.labels, np.zeros(len(LABELS), dtype=np.int64)), index=SimpleNamespace(gone=0, up=(1,))
         )

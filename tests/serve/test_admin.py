@@ -142,9 +142,8 @@ def test_ports_that_nobody_named_cost_no_service(tiny_bundle, running_servers):
         assert "--admin-port" not in without.process.stderr.read()
 
 
-def test_it_says_not_ready_while_loading_and_draining_and_goes_with_the_process(running_servers):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_it_says_not_ready_while_loading_and_draining_and_goes_with_the_process(running_servers, unused_ports):
+    port = next(unused_ports)
     with running_servers(["tests/serve/stand_in.py", "0", "8", "2", f"admin_port={port}"]) as (server,):
         deadline, seen = time.monotonic() + 20, ""
         while not seen and time.monotonic() < deadline:

@@ -154,7 +154,7 @@ def test_the_last_keys_are_remembered():
 
 
 def test_two_cannot_write(writable, bundle: Path, running_servers):
-    with running_servers(["-m", "dexml", "serve", str(bundle), "--port", "0", "--writable"]) as (second,):
+    with running_servers(["-m", "dexml", "serve", str(bundle), "--port", "0", "--admin-port", "0", "--writable"]) as (second,):
         assert second.process.wait(60) == 2
         assert "is being written by another process" in second.process.stderr.read()
 
@@ -169,7 +169,7 @@ def test_without_writable_nothing_is_written(real):
 
 def test_a_killed_service_has_what_it_acknowledged(tiny_bundle: Path, tmp_path: Path, running_servers):
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-    command = ["-m", "dexml", "serve", str(bundle), "--port", "0", "--writable"]
+    command = ["-m", "dexml", "serve", str(bundle), "--port", "0", "--admin-port", "0", "--writable"]
     with running_servers(command) as (server,):
         for number in range(5):
             assert server.post({"labels": [{"id": f"n{number}", "text": "sorting points"}]}, "/v1/labels").status == 200

@@ -142,6 +142,11 @@ TABLE: dict[str, list[Row]] = {
         *pointed(422, "candidates_out_of_range", ({**GOOD, "diversity": 0.5, "top_k": 512, "exclude_ids": ["b", "b"]}, "")),
     ],
     "why, where no training queries are kept": rows(422, "why_unavailable", {**GOOD, "include": ["why"]}),
+    "calibrated probabilities, where the bundle has none": [
+        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated"}),
+        *rows(422, "calibration_unavailable", {**GOOD, "normalize": "calibrated", "min_precision": 0.5}),
+        *pointed(422, "precision_out_of_range", *(({**GOOD, "min_precision": w}, "/min_precision") for w in (-0.1, 1.5))),
+    ],
     "no or wrong key": [
         *rows(401, "unauthenticated", GOOD, of="keyed", gets={"WWW-Authenticate": 'Bearer realm="dexml"'}),
         *(
@@ -276,9 +281,13 @@ def shard_down(make_app, stand_in) -> InProcess:
     from index.shards import ShardsMissing
 
     class OneShardLess(stand_in.StandIn):
-        divisible = False
+        def __init__(self) -> None:
+            super().__init__()
+            self.divisible = False
 
-        def search(self, *_: Any, **__: Any) -> Any:
+        def search(self, texts: list[str], k: int, **how: Any) -> Any:
+            if "warm up" in texts:
+                return super().search(texts, k, **how)
             raise ShardsMissing([3])
 
     app = InProcess(make_app(OneShardLess))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from dexml.__main__ import main
+
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECRET = "words that nobody else sees"
 
@@ -40,18 +39,18 @@ def collector():
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:4318/v1/traces", "ftp://a/b", "4318", "http://"])
 @pytest.mark.parametrize("extra", ["without the extra", "with it"])
-def test_what_cannot_be_is_one_line_before_anything_starts(tmp_path, extra: str, endpoint: str):
+def test_what_cannot_be_is_one_line_before_anything_starts(tmp_path, monkeypatch, capsys, extra: str, endpoint: str):
     absent = extra != "with it"
-    if not absent:
+    if absent:
+        monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
+    else:
         pytest.importorskip("opentelemetry.sdk")
         if endpoint.endswith("traces"):
             endpoint = "//127.0.0.1"
-    hidden = "sys.modules['opentelemetry.sdk'] = None; " if absent else ""
-    code = f"import sys; {hidden}from dexml.__main__ import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(tmp_path), "--otel", endpoint]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    (line,) = result.stderr.strip().splitlines()
-    assert result.returncode == 2 and "--otel: " in line and ("dexml[otel]" if absent else "is no endpoint") in line
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(tmp_path), "--otel", endpoint])
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and "--otel: " in line and ("dexml[otel]" if absent else "is no endpoint") in line
 
 
 def test_a_request_is_a_span_with_its_stages(make_app):

@@ -82,9 +82,9 @@ def test_a_full_queue_answers_429_at_once(make_app):
     ready(app)
     start = time.monotonic()
     with ThreadPoolExecutor(12) as pool:
-        replies = list(pool.map(lambda _: (search(app, "slow 300"), time.monotonic() - start), range(12)))
+        replies = list(pool.map(lambda _: (search(app, "slow 600"), time.monotonic() - start), range(12)))
     refused = [(reply, seconds) for reply, seconds in replies if reply.status_code == 429]
-    assert len(refused) == 9 and all(seconds < 0.3 for _, seconds in refused)
+    assert len(refused) == 9 and all(seconds < 0.5 for _, seconds in refused)
     for reply, _ in refused:
         assert int(reply.headers["Retry-After"]) >= 1 and reply.json["error"]["code"] == "overloaded"
         assert reply.json["error"]["type"] == "rate_limit_error"
@@ -102,7 +102,7 @@ def test_what_expires_in_the_queue_is_never_encoded(make_app, stand_in):
     start = time.monotonic()
     reply = search(app, "nobody waits for this", timeout_ms=50)
     assert reply.status_code == 504 and reply.json["error"]["code"] == "deadline_exceeded"
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start < 0.35, "before the blocker's end"
     blocker.join()
     assert search(app, "sort").status_code == 200
     assert "nobody waits for this" not in retriever.seen and app.extensions["dexml"].worker.inflight == 0

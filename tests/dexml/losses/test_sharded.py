@@ -101,9 +101,11 @@ def found_by(file: Path) -> list[list[Tensor]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each rank of each world found, by the same four processes."""
+    """What each rank of each world found, by the same four processes, forked from one that has imported torch for them."""
     root = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(rank, (root,), nprocs=max(BOUNDS))
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(["dexml.losses.sharded", "torch.distributed"])
+    multiprocessing.start_processes(rank, (root,), nprocs=max(BOUNDS), start_method="forkserver")
     return root
 
 

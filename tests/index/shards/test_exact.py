@@ -98,13 +98,9 @@ def made(tiny_bundle: Path, root: Path, index: Row, memory: bool) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=["exact", "faiss", "memory"])
+@pytest.fixture(scope="module", params=["exact", "memory"])
 def published(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    name = "exact" if request.param == "memory" else request.param
-    if name == "faiss" and faiss_wheel() is None:
-        pytest.skip("no FAISS wheel is installed")
-    root = tmp_path_factory.mktemp("shards") / "bundle"
-    return made(tiny_bundle, root, Row(name=name), request.param == "memory")
+    return made(tiny_bundle, tmp_path_factory.mktemp("shards") / "bundle", Row(name="exact"), request.param == "memory")
 
 
 @pytest.fixture
@@ -153,11 +149,12 @@ def test_any_number_of_uneven_shards_answers_as_one(bundle: Path, shards: int):
     with Retriever.open(bundle).store as one, opened(bundle, CUTS[shards]).store as many:
         whole, sharded = Retriever(one), Retriever(many)
         queries = torch.cat([torch.from_numpy(unit(1000, 5)), table()[:60]])  # the last have many labels of equal score
-        for normalize in ("none", "topk", "all", "sigmoid"):
-            compare(whole, sharded, queries, normalize=normalize, temperature=0.03)
+        compare(whole, sharded, queries, normalize="all", temperature=0.03)
+        for normalize in ("none", "topk", "sigmoid"):
+            compare(whole, sharded, queries[-80:], normalize=normalize)
         compare(whole, sharded, queries[-80:], candidates=LABELS, why=True)
         diverse = Diversity(0.4, frozenset({"label 10", "label 11"}), 0.1)
-        compare(whole, sharded, queries[-80:], candidates=100, diversity=diverse, normalize="all")
+        compare(whole, sharded, queries[-80:-40], candidates=50, diversity=diverse, normalize="all")
         compare(whole, sharded, torch.zeros(2, WIDTH), normalize="all")
 
 
@@ -168,7 +165,7 @@ def test_labels_that_come_and_go_are_routed_to_their_shard(bundle: Path, tmp_pat
     queries = torch.cat([torch.from_numpy(unit(40, 6)), table()[:40]])
     with Retriever.open(bundle, writable=True).store as one, opened(twin, CUTS[shards], writable=True).store as many:
         whole, sharded = Retriever(one), Retriever(many)
-        for turn in range(6):
+        for turn in range(4):
             added = [f"new {number}" for number in random.choice(50, 8, replace=False)]
             replaced, gone = (random.choice(LABELS, 40, replace=False) for _ in range(2))
             changes = [Change(name, name, next(fresh)) for name in (*added, *(f"label {n}" for n in replaced))]
@@ -177,7 +174,7 @@ def test_labels_that_come_and_go_are_routed_to_their_shard(bundle: Path, tmp_pat
             assert one.write(changes).changed == many.write(changes).changed
             for normalize in ("topk", "all"):
                 compare(whole, sharded, queries, normalize=normalize, why=True)
-            if turn == 3:
+            if turn == 2:
                 assert one.compact() == many.compact() == "v000002"
                 compare(whole, sharded, queries, normalize="all", why=True)
                 # The version before went as soon as nobody read it.
