@@ -55,6 +55,11 @@ class Records(Format):
         """Return the label table, in the file's order."""
         return self._known().table
 
+    def texts(self, path: Path) -> Iterator[str]:
+        """Yield the field "text" of each record of any file of this format, in its order."""
+        for where, row in self._records(path, ("text",)):
+            yield text_of(row, where)
+
     @abstractmethod
     def _records(self, path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the place ("FILE, line N") and the fields of each record; of `fields` those that the file has, at least."""

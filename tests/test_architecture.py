@@ -42,8 +42,9 @@ def test_every_table_row_names_a_class_that_is_there():
     from dexml.towers import TOWERS
     from index import INDEXES
     from index.rerankers import RERANKERS
+    from training.engines import ENGINES
     from training.exporters import EXPORTERS
 
-    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS):
+    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES):
         for name in table:
             assert (table[name].__doc__ or "").strip(), f"{table.kind} {name} has no docstring"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from training.engine_options import engine_options, options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +28,7 @@ EPILOG_TRAIN = """Examples:
   dexml train training/configs/demo.toml
   dexml train training/configs/cpu.toml --set data.path=MY_DATA --set out=runs/mine
   dexml train training/configs/cpu.toml --set data.path=MY_DATA --set out=runs/mine --set loss.name=softmax
+  dexml train training/configs/cpu.toml --set data.path=MY_DATA --set out=runs/mine --engine ray --workers 4
 """
 
 
@@ -36,11 +37,27 @@ EPILOG_TRAIN = """Examples:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one setting: section.key=value.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of this run.")
 @click.option("--if-needed", is_flag=True, help="Do nothing when `out` already holds what this call would make.")
-def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool) -> None:
+@engine_options
+def train(
+    config: Path,
+    settings: tuple[str, ...],
+    resume: bool,
+    if_needed: bool,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+) -> None:
     """Train a dual encoder as CONFIG (TOML) says; leaves a bundle in its `out` folder.
 
     Ctrl-C finishes the current step, leaves a checkpoint and a bundle of what was learned so far, and `--resume` goes on.
+
+    With --engine ray, Ray starts the ranks that torchrun would, and again from the last checkpoint when one is lost.
     """
+    if options_of(engine, workers, address) or engine == "ray":
+        from training.launch import launch
+
+        launch(config, settings, resume, if_needed, workers, address)
+        return
     import numpy as np
     from rich.console import Console
     from rich.markup import escape
@@ -51,6 +68,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
     from dexml.errors import InputError
     from training.config import Config, check, settle
     from training.follow import follow, join
+    from training.interrupts import interruptible
     from training.run import hold_out_rows
     from training.trackers import settle as settle_trackers
 
@@ -78,7 +96,7 @@ def train(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bool
         raise InputError(f"out: {settled.out} cannot be made: {error.strerror}") from None
     console.print(f"[bold]{escape(str(read.data.path))}[/]: {len(split):,} training rows, {len(labels):,} labels")
     console.print(f"auto: {escape(said)}")
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         if not world.first:
             follow(settled, labels, phases, resume, interrupted, world)
             return
@@ -204,24 +222,6 @@ def write_report(out: Path, console: Console) -> None:
         console.print(f"report: {escape(str(write(out)))}")
     except InputError as error:
         console.print(f"note: {escape(str(error))}")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C or SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @click.command()

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from training.engine_options import engine_of, engine_options
+
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from training.engines import Engine
 
 EPILOG = """Examples:
 
 \b
   dexml evaluate demo/run
+  dexml evaluate demo/run --engine ray --workers 8
   dexml evaluate demo/run --report demo/evaluation --baseline runs/other
   dexml evaluate --scores MY_SCORES.npz --data MY_DATA --json figures.json
   dexml evaluate --scores MY_RUN.trec --data LF-AmazonTitles-131K --propensity LF-AmazonTitles-131K
@@ -33,6 +38,7 @@ EPILOG = """Examples:
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures, seconds and sizes to this file.")
 @click.option("--report", "pages", type=click.Path(path_type=Path), help="Write a page with pictures, and their CSV, to DIR.")
 @click.option("--baseline", help="With --report: a run or report folder, or a score file, to compare with.")
+@engine_options
 def evaluate(
     bundle: Path | None,
     scores: Path | None,
@@ -44,6 +50,9 @@ def evaluate(
     output: Path | None,
     pages: Path | None,
     baseline: str | None,
+    engine: str,
+    workers: int | None,
+    address: str | None,
 ) -> None:
     """Measure BUNDLE on a split, through the same path that serves it; figures in percent.
 
@@ -53,14 +62,17 @@ def evaluate(
 
     check_outputs({"--json": output, "--scores-out": scores_out})
     _check_report(pages, baseline, split)
+    chosen = engine_of(engine, workers, address)
     if bundle is None:
-        if scores is None or folder is None or scores_out is not None or index is not None:
-            raise click.UsageError("a BUNDLE is needed, or --scores FILE and --data DIR without --index and --scores-out")
+        if scores is None or folder is None or scores_out is not None or index is not None or engine != "local":
+            raise click.UsageError(
+                "a BUNDLE is needed, or --scores FILE and --data DIR without --index, --scores-out and --engine"
+            )
         _evaluate_scores(scores, folder, split, propensity, output, pages, baseline)
         return
     if scores is not None or propensity is not None:
         raise click.UsageError("--scores and --propensity go without a BUNDLE, which has its own")
-    _evaluate_bundle(bundle, folder, split, index, output, scores_out, pages, baseline)
+    _evaluate_bundle(bundle, folder, split, index, output, scores_out, pages, baseline, chosen)
 
 
 def _evaluate_bundle(
@@ -72,6 +84,7 @@ def _evaluate_bundle(
     scores_out: Path | None,
     pages: Path | None,
     baseline: str | None,
+    engine: Engine,
 ) -> None:
     """Measure a bundle; where the data and the index are its own, the figures are kept as those of its run."""
     from rich.console import Console
@@ -101,7 +114,10 @@ def _evaluate_bundle(
         next(steps, None)
 
     labels = files.labels()
-    result = measure(retriever, labels, rows, facts.propensity, report, probabilities=pages is not None)
+    own = folder is None and index is None  # the figures of the run itself, which keeps the answers
+    keep = own or scores_out is not None or pages is not None
+    asked = pages is not None
+    result = measure(retriever, labels, rows, facts.propensity, report, engine, index=index, keep=keep, probabilities=asked)
     for _ in steps:
         continue
     _show(f"{bundle} on {split} ({len(rows):,} rows, {len(retriever.labels):,} labels)", result.figures)
@@ -118,7 +134,7 @@ def _evaluate_bundle(
         answers = evaluation_report.Answers.of_bundle(retriever, result)
         written = evaluation_report.write(pages, judge, split, answers, baseline)
         console.print(f"report: {escape(str(written))}")
-    if folder is None and index is None:  # the figures of the run itself
+    if own:
         out = evaluated(retriever.store.root, retriever.bundle.manifest.training.fingerprint, split, result.as_json())
         if out is not None:
             write_scores(answers_of(out, split), result.ranked, result.scores, rows.positives.num_labels)

@@ -17,12 +17,17 @@ from training.world import join as join_ranks
 def join(config: Config) -> World:
     """Return the world that this process was started in. Raises InputError for a config that several ranks cannot train."""
     world = join_ranks(config.training.timeout_seconds)
-    if world.size > 1 and config.finetune.train != "none":
-        raise InputError(
-            f"finetune.train: {config.finetune.train!r} runs in one process; over {world.size} ranks, as torchrun started "
-            "them, features of a frozen encoder are trained (finetune.train = 'none')"
-        )
+    check_ranks(config, world.size)
     return world
+
+
+def check_ranks(config: Config, size: int) -> None:
+    """Raise InputError for a config that `size` ranks cannot train."""
+    if size > 1 and config.finetune.train != "none":
+        raise InputError(
+            f"finetune.train: {config.finetune.train!r} runs in one process; over {size} ranks features of a frozen encoder "
+            "are trained (finetune.train = 'none')"
+        )
 
 
 def follow(

@@ -13,10 +13,14 @@ from torch import Tensor
 from dexml.errors import InputError
 
 
+class RankLost(InputError):
+    """Another rank is gone, or silent for too long: nothing that the user gave is wrong."""
+
+
 class World:
     """`rank` of `size` processes, `local` of which are on this machine. Each call must be made by all, in the same order.
 
-    Raises InputError where another rank is gone, or keeps the others waiting longer than the timeout: no rank goes on alone,
+    Raises RankLost where another rank is gone, or keeps the others waiting longer than the timeout: no rank goes on alone,
     and none hangs.
     """
 
@@ -89,7 +93,7 @@ class World:
             call()
         except RuntimeError as error:  # a closed connection, or the timeout
             said = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
+            raise RankLost(
                 f"rank {self.rank} of {self.size}: another rank is gone, or was waited for longer than "
                 f"training.timeout_seconds ({said[0]})"
             ) from None
@@ -98,9 +102,15 @@ class World:
 ALONE = World()
 
 
+def backend() -> str:
+    """Return what tensors go by: gloo, and NCCL from NVIDIA GPU to GPU."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
 def join(timeout_seconds: float, environment: Mapping[str, str] = os.environ) -> World:
     """Return the world that RANK and WORLD_SIZE in the environment name, joined; ALONE without them, or with one rank.
 
+    Where Ray Train started the ranks they have met already, and it is their group that is used.
     Tensors on a CPU go by gloo, on an NVIDIA GPU by NCCL. A rank is missed after `timeout_seconds` at the latest. Raises
     InputError where the others cannot be met.
     """
@@ -110,9 +120,10 @@ def join(timeout_seconds: float, environment: Mapping[str, str] = os.environ) ->
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
         raise InputError(f"WORLD_SIZE is {size}, but {missing[0]} is not set: start with torchrun or accelerate launch")
     rank = int(environment["RANK"])
+    if dist.is_initialized():
+        return World(rank, size, int(environment.get("LOCAL_WORLD_SIZE", size)))
     try:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(backend(), rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"rank {rank} of {size}: the other ranks cannot be met ({error})") from None
     return World(rank, size, int(environment.get("LOCAL_WORLD_SIZE", size)))

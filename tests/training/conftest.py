@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,3 +112,19 @@ def made_progress(step: int, *, phase: int = 1, validated: float | None = None) 
 def progress() -> Callable[..., Progress]:
     """Make what a run says after a step that never was."""
     return made_progress
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster of one node with one processor, connected; tests may add nodes, and take away those that they added."""
+    if "ray" not in sys.modules:  # which reads them when it is imported
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.connect()
+    yield made
+    import ray
+
+    ray.shutdown()
+    made.shutdown()
