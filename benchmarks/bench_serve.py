@@ -128,8 +128,10 @@ def overload(service: Process, asked: tuple[str, ...], capacity: float, seconds:
         service, *asked, "--clients", clients, "--rate", f"{3 * capacity:.2f}", "--seconds", seconds, "--warm", "2"
     )
     probing = [
-        Loader(service, "--get", "/livez", "--rate", "20", "--seconds", seconds),
-        Loader(service, "--get", "/livez", "--rate", "20", "--seconds", seconds, url=f"http://127.0.0.1:{admin}"),
+        Loader(service, "--get", "/livez", "--rate", "20", "--seconds", seconds, "--warm", "2"),
+        Loader(
+            service, "--get", "/livez", "--rate", "20", "--seconds", seconds, "--warm", "2", url=f"http://127.0.0.1:{admin}"
+        ),
     ]
     depths: list[float] = []
     over = threading.Event()

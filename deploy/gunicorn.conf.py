@@ -4,7 +4,10 @@
 (serve/environment.py). A reload (SIGHUP) opens the bundle in a second process while the first one drains: twice the memory.
 """
 
+import os
 import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when OpenMP is loaded; serve/cli.py says why
 
 from dexml.errors import InputError
 from serve.environment import options

@@ -44,8 +44,9 @@ class Found:
 
     Scores are cosines; where training queries have a say, those of the labels that they speak for are lifted (`index.recall`).
     `ranks` (B, K) are what diverse answers are in the order of; None where that is their scores. With "calibrated",
-    `calibration` makes the probabilities, and `temperature` is its own. Of `shards` that hold the labels, `missing` did not
-    answer, and their labels stay out.
+    `calibration` makes the probabilities, and `temperature` is its own. `chances` (B, K) are those where they were computed
+    before, for all queries of a batch at once. Of `shards` that hold the labels, `missing` did not answer, and their labels
+    stay out.
     """
 
     topk: TopK
@@ -66,9 +67,12 @@ class Found:
     shards: int = 1
     missing: int = 0
     calibration: Calibration | None = None
+    chances: Tensor | None = None
 
     def probabilities(self) -> Tensor | None:
         """Return float32 (B, K) in the sense of the normaliser, or None when none was wanted, or not all labels were seen."""
+        if self.chances is not None:
+            return self.chances
         if self.normalizer == "none" or (self.normalizer == "all" and self.missing):
             return None
         if self.normalizer == "sigmoid":

@@ -30,6 +30,7 @@ def create_app(
     from serve import api, compat_api, docs_page, errors, indexes_api, labels_api, logs, metrics, probes
     from serve.keys import Keys
     from serve.shedding import Shedding
+    from serve.turns import InTurn, Turns
     from serve.watchdog import Watchdog
     from serve.worker import Worker
 
@@ -57,7 +58,8 @@ def create_app(
     app.config.update(SEND_FILE_MAX_AGE_DEFAULT=0)
     opener = open_retriever if retriever is None else retriever if callable(retriever) else lambda: retriever
     counted = metrics.Metrics()
-    worker = Worker(opener, settings, counted)
+    turns = Turns()
+    worker = Worker(opener, settings, counted, turns)
     counted.watch(worker)
     keys = None if settings.keys is None else Keys(settings.keys)
     app.extensions["dexml"] = api.Service(settings, worker, keys, counted)
@@ -75,7 +77,7 @@ def create_app(
         from serve import tracing
 
         tracing.install(app, tracing.provider(settings.otel))
-    app.wsgi_app = Shedding(app.wsgi_app, app.extensions["dexml"])  # type: ignore[method-assign]
+    app.wsgi_app = Shedding(InTurn(app.wsgi_app, turns), app.extensions["dexml"])  # type: ignore[method-assign]
     worker.start()
     Watchdog(worker, settings.watchdog_s, on_fault).start()
     return app

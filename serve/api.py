@@ -28,6 +28,7 @@ from serve.metrics import Metrics
 from serve.repeated import Repeated
 from serve.schemas import Info, SearchRequest, SearchResponse
 from serve.settings import Settings
+from serve.turns import RECEIVED
 from serve.worker import Worker
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -47,6 +48,7 @@ ANSWERS = (401, 421, 500, 503)
 READS_JSON = (400, 408, 413, 415, 422)
 ASKS = (429, 504)
 REFUSALS = (*ANSWERS, *READS_JSON, *ASKS, 404)
+COMMON = (*SECURITY_HEADERS.items(), ("Cache-Control", "no-store"))  # what every answer has
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -194,7 +196,7 @@ def install(app: Flask) -> None:
     """Give every request its id and clock, refuse those for another host, and give every answer its headers."""
 
     def begin() -> None:
-        g.received = time.monotonic()
+        g.received = request.environ[RECEIVED]
         g.request_id = request_id_of(request.headers.get("X-Request-ID", ""))
         host, settings = request.headers.get("Host"), service().settings
         # HTTP/1.0 need not name a host; a browser always does.
@@ -205,10 +207,9 @@ def install(app: Flask) -> None:
 
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
-        for name, value in SECURITY_HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("Server-Timing", f"total;dur={(time.monotonic() - g.received) * 1000:.3f}")
-        response.headers.setdefault("Cache-Control", "no-store")  # files have their own
+        own = {name.lower() for name, _ in response.headers}  # a file has its own Cache-Control, the docs their own policy
+        timing = ("Server-Timing", f"total;dur={(time.monotonic() - g.received) * 1000:.3f}")
+        response.headers.extend([pair for pair in (*COMMON, timing) if pair[0].lower() not in own])
         return response
 
     app.before_request(begin)

@@ -10,14 +10,16 @@ import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from flask import Request
 from gunicorn.http.errors import ParseException
 
 from serve.errors import Problem
-from serve.intake import Stalled
+from serve.intake import MOST_GATHERED, Stalled
 from serve.settings import Settings
+from serve.turns import aside
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _SQUARE = bytes.maketrans(b"{}", b"[]")
@@ -38,12 +40,14 @@ def read_bytes(request: Request, limit: int) -> bytes:
     if request.content_length is not None and request.content_length > limit:
         raise Problem("body_too_large", f"the body may have {limit} bytes, Content-Length says {request.content_length}")
     stream = request.stream
+    gathered = request.content_length is not None and request.content_length <= MOST_GATHERED  # it is here already
     parts: list[bytes] = []
     left = limit + 1
     try:
-        while left > 0 and (part := stream.read(left)):
-            parts.append(part)
-            left -= len(part)
+        with nullcontext() if gathered else aside():
+            while left > 0 and (part := stream.read(left)):
+                parts.append(part)
+                left -= len(part)
     except Stalled:
         raise Problem("request_timeout", "the body did not arrive in time") from None
     except (OSError, ParseException):

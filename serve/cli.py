@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -106,6 +107,9 @@ def command(
 
     Try it:  curl http://127.0.0.1:8080/v1/search -H 'Content-Type: application/json' -d '{"queries": ["sort an array"]}'
     """
+    # Read when OpenMP is loaded: threads of a parallel loop that has ended would keep a core that requests need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
     from dexml.errors import InputError
     from serve import policy, wsgi
     from serve.settings import Settings

@@ -59,6 +59,7 @@ class Intake(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._gathered: dict[Any, bytearray] = {}  # by connection, the oldest first
         self._parting: dict[Any, int] = {}  # connections that wait for their other end, and the bytes thrown away
+        self.under_way: set[Any] = set()  # connections whose request has been given to a thread and is not answered yet
 
     @property
     def patience(self) -> float:
@@ -89,6 +90,7 @@ class Intake(ThreadWorker):  # type: ignore[misc]
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Keep the connection, or close it without waiting for the other end."""
+        self.under_way.discard(conn)
         if fs.cancelled() or fs.exception() is not None or fs.result():
             super().finish_request(conn, fs)
             return
@@ -148,6 +150,7 @@ class Intake(ThreadWorker):  # type: ignore[misc]
             self._answer(conn, answer)
             return
         conn.parser.unreader.unread(bytes(held))
+        self.under_way.add(conn)
         super().enqueue_req(conn)
 
     def at_once(self, held: bytearray) -> bytes | None:

@@ -31,10 +31,10 @@ _KEEPS = re.compile(rb"\r\nconnection:[ \t]*keep-alive[ \t]*(?=\r\n)", re.IGNORE
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def refusal(service: Service, path: str, given_id: str) -> tuple[list[tuple[str, str]], bytes] | None:
+def refusal(service: Service, path: str, given_id: str, under_way: int = 0) -> tuple[list[tuple[str, str]], bytes] | None:
     """Return headers and body of a 429, counted as such; None where there is room, or another reason to refuse."""
     worker = service.worker
-    if path not in PATHS or worker.draining or (problem := worker.overload()) is None:
+    if path not in PATHS or worker.draining or (problem := worker.overload(under_way)) is None:
         return None
     service.metrics.answered(path, "POST", problem.status)
     service.metrics.rejected(problem.code)
@@ -49,8 +49,10 @@ def refusal(service: Service, path: str, given_id: str) -> tuple[list[tuple[str,
     return [*own, *HEADERS], body
 
 
-def early(service: Service, held: bytes | bytearray) -> bytes | None:
+def early(service: Service, held: bytes | bytearray, under_way: int = 0) -> bytes | None:
     """Return the whole answer to one whole request while the queue is full; None where Flask or gunicorn is to see it.
+
+    `under_way` is how many requests have been handed to threads and are not answered yet.
 
     The connection is kept, so where the request ends must be beyond doubt: whatever is out of the ordinary is left to gunicorn.
     """
@@ -65,7 +67,7 @@ def early(service: Service, held: bytes | bytearray) -> bytes | None:
     if b"\r\n " in head or b"\r\n\t" in head:  # a folded line
         return None
     given = _ID.search(head)
-    found = refusal(service, line[1].decode(), given[1].decode() if given else "")
+    found = refusal(service, line[1].decode(), given[1].decode() if given else "", under_way)
     if found is None:
         return None
     headers, body = found

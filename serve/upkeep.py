@@ -18,6 +18,7 @@ from index.store import Store
 from serve.errors import Problem
 from serve.observer import Observer
 from serve.sharding import told
+from serve.turns import aside
 
 log = logging.getLogger("dexml.serve")
 
@@ -40,7 +41,8 @@ class Upkeep:
         if done is None:
             raise Problem("conflict", "another change of version is under way; try again when it has ended")
         try:
-            return done.result()
+            with aside():
+                return done.result()
         except StorageError:
             log.exception("a version could not be stored")
             raise Problem("insufficient_storage", "the version could not be stored; nothing has changed") from None

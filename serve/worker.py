@@ -26,9 +26,13 @@ from serve.observer import Observer
 from serve.settings import Settings
 from serve.sharding import told
 from serve.tickets import Ask, Edit, Encode, Serving, Ticket
+from serve.turns import Turns, aside
 from serve.upkeep import Upkeep
 
 log = logging.getLogger("dexml.serve")
+
+SPARE = 16  # requests under way that do not count: probes, and what is answered already
+PAUSES = 5  # how many times longer a batch waits while requests are being read
 
 ENDED = "the thread that owns the model has ended"
 
@@ -36,16 +40,24 @@ ENDED = "the thread that owns the model has ended"
 class Worker:
     """The thread that owns the model, and the bounded queue in front of it."""
 
-    def __init__(self, open_retriever: Callable[[], Retriever], settings: Settings, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        open_retriever: Callable[[], Retriever],
+        settings: Settings,
+        observer: Observer | None = None,
+        turns: Turns | None = None,
+    ) -> None:
         self._open = open_retriever
         self._settings = settings
         self._observer = observer or Observer()
+        self._turns = turns or Turns()
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._inflight = 0  # queued and running
         self._batch_since: float | None = None  # when the thread began its batch (monotonic seconds)
         self._stopping = False
+        self._gathered = 0  # queries of the last batch
         self._crowded = False  # the last batch held several requests, so a short wait may gather several again
         self._request_s = 0.01  # running mean of seconds per request, for Retry-After
         self._loaded = threading.Event()
@@ -90,7 +102,9 @@ class Worker:
         `admitted` is for the next part of a request whose first part was let in: it is not turned away half done.
         """
         ticket = self._admit(ask, deadline, admitted)
-        if not ticket.done.wait(max(0.0, deadline - time.monotonic())):
+        with aside():
+            done = ticket.done.wait(max(0.0, deadline - time.monotonic()))
+        if not done:
             self._abandon(ticket)
             raise Problem("deadline_exceeded", "no answer within the deadline")
         if ticket.problem is not None:
@@ -127,9 +141,12 @@ class Worker:
             raise Problem("not_ready", "the model is still loading", headers=_retry(1))
         return self.serving
 
-    def overload(self) -> Problem | None:
-        """Return the refusal that a request would meet now because the queue is full; None where there is room."""
-        waiting = self._inflight
+    def overload(self, under_way: int = 0) -> Problem | None:
+        """Return the refusal that a request would meet now because the queue is full; None where there is room.
+
+        `under_way` counts requests that have a thread, or wait for one: most of them will be in the queue in a moment.
+        """
+        waiting = max(self._inflight, under_way - SPARE)
         if waiting < self._settings.max_inflight:
             return None
         seconds = max(1, math.ceil(waiting * self._request_s))
@@ -210,7 +227,7 @@ class Worker:
                     continue
                 if self._crowded and not self._stopping:
                     self._crowded = False
-                    self._gather(time.monotonic() + settings.batch_wait_ms / 1000)
+                    self._gather()
                     continue
                 break
             group, size = self._queue[0].ask.group, 0
@@ -222,16 +239,24 @@ class Worker:
                     size += len(ticket.ask)
             for ticket in batch:
                 self._queue.remove(ticket)
+            self._gathered = size
             self._running = batch
             return batch
 
-    def _gather(self, until: float) -> None:
-        """Wait for more of the oldest request's group, until the batch is full or the time is up."""
-        while (left := until - time.monotonic()) > 0 and self._queue:
-            group = self._queue[0].ask.group
-            if sum(len(t.ask) for t in self._queue if t.ask.group == group) >= self._settings.batch_queries:
+    def _gather(self) -> None:
+        """Wait for more of the oldest request's group until the batch is full, or nobody has come for a while.
+
+        Requests that are being read are worth a longer wait: the processor is at work for them, and a batch has its own price.
+        """
+        start, pause = time.monotonic(), self._settings.batch_wait_ms / 1000
+        while self._queue:
+            group, waited = self._queue[0].ask.group, time.monotonic() - start
+            ready = sum(len(t.ask) for t in self._queue if t.ask.group == group)
+            if ready >= self._settings.batch_queries or (waited >= pause and ready >= self._gathered):
                 return
-            self._changed.wait(left)
+            if waited >= (PAUSES * pause if self._turns.wanted else pause):
+                return
+            self._changed.wait(pause)
 
     def _drop_expired(self) -> None:
         now = time.monotonic()
@@ -272,6 +297,7 @@ class Worker:
             self._finish(batch[0])
             return
         self._observer.batched(batch, found, started)
+        found = replace(found, chances=found.probabilities())
         row = 0
         for ticket in batch:
             ticket.found = _rows(found, row, row + len(ticket.ask))
@@ -328,6 +354,7 @@ def _rows(found: Found, start: int, end: int) -> Found:
     return replace(
         found,
         topk=replace(topk, ids=topk.ids[start:end], scores=topk.scores[start:end], log_z=log_z),
+        chances=None if found.chances is None else found.chances[start:end],
         tokens=found.tokens[start:end],
         truncated=found.truncated[start:end],
         known=found.known[start:end],

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 FAULT = 70  # the exit code of a worker process that gave itself up (EX_SOFTWARE); the arbiter starts another
+SWITCH_S = 0.0005  # seconds a thread may keep the interpreter from the one that gathers requests, and from the model's
 LAST_WORDS_S = 1.0  # for the answers that wait, and for a probe to see 503
 
 
@@ -130,6 +131,7 @@ def begin(
     admin: socket.socket | None = None,
 ) -> Any:
     """Return the WSGI application of a worker process, which says when it is ready, and ends the process when it cannot be."""
+    sys.setswitchinterval(SWITCH_S)
     app = create_app(settings, retriever, end_process)
     if admin is not None:
         service = app.extensions["dexml"]
@@ -198,7 +200,7 @@ class Drainer(Intake):
 
     def at_once(self, held: bytearray) -> bytes | None:
         """Refuse work while the queue is full."""
-        return early(self.wsgi.extensions["dexml"], held)
+        return early(self.wsgi.extensions["dexml"], held, len(self.under_way))
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Mark the service as draining before anything else."""
