@@ -15,8 +15,8 @@ TEXTS = ["eins", "zwei, drei", 'vier "fünf"']
 
 
 def test_every_kind_of_file_gives_the_same_texts(tmp_path: Path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
 
     objects = "".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(TEXTS))
     lines = "".join(f"{text}\n" for text in TEXTS)
