@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, to see whether it works")
     parser.add_argument("--no-result", action="store_true", help="print the result and write no file")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a service: threads that spin here would slow the one asked next
     given = parser.parse_args()
     if (given.bundle is None) != (given.queries is None):
         parser.error("--bundle and --queries go together")
