@@ -111,7 +111,8 @@ def signals(quick: bool) -> Row:
     telling.start()
     asyncio.run(load.closed(64, 1.5 if quick else 6))
     telling.join()
-    code = service.end()
+    code = service.process.wait(60)  # not told a second time, which would end it at once
+    service.end()
     # A kept connection may be closed just as its client asks again: only what was under way for sure counts as accepted.
     accepted = [sample for sample in load.samples if load.began + sample.due <= told["at"] - 0.05]
     lost = [sample for sample in accepted if sample.status != 200]

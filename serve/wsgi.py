@@ -181,9 +181,9 @@ class Master(Arbiter):  # type: ignore[misc]
     def stop(self, graceful: bool = True) -> None:
         """Drain, and end at once when told again: what was acknowledged is on disk, so only unanswered clients lose by it."""
 
-        def end(*_: Any) -> None:
-            self.log.error_log.disabled = True  # gunicorn would guess at a lack of memory
+        def end(number: int, _: Any) -> None:
             self.kill_workers(signal.SIGKILL)
+            os._exit(128 + number)  # taking down the libraries that are loaded would last longer than all else
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
