@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import Any
 
-from serve.api import SECURITY_HEADERS, Service, request_id_of
+from serve.api import COMMON, Service, request_id_of
 from serve.errors import body_of
 
 # The work that goes through the queue; all else answers as always.
 PATHS = frozenset({"/v1/search", "/v1/embeddings", "/v1/rerank", "/v2/rerank", "/v1/labels", "/v1/labels/delete"})
 STATUS = "429 Too Many Requests"
-HEADERS: tuple[tuple[str, str], ...] = (*SECURITY_HEADERS.items(), ("Cache-Control", "no-store"))
 
-_LINE = re.compile(rb"POST (/v1/[a-z/]{1,32}) HTTP/1\.1\r\n")
+_LINE = re.compile(rb"POST (/v[12]/[a-z/]{1,32}) HTTP/1\.1\r\n")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
 _ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._-]{1,128})[ \t]*\r\n", re.IGNORECASE)
 _ODD = re.compile(rb"transfer-encoding|expect|upgrade|connection|content-length.*content-length", re.IGNORECASE | re.DOTALL)
@@ -46,7 +45,7 @@ def refusal(service: Service, path: str, given_id: str, under_way: int = 0) -> t
         ("X-Request-ID", request_id),
         *problem.headers.items(),
     )
-    return [*own, *HEADERS], body
+    return [*own, *COMMON], body
 
 
 def early(service: Service, held: bytes | bytearray, under_way: int = 0) -> bytes | None:

@@ -281,6 +281,7 @@ class Worker:
                 return
             until = max(ticket.deadline for ticket in batch)  # who has less time waits for less, in a thread of its own
             found = _search(self.serving.retriever, [ticket.ask for ticket in batch if isinstance(ticket.ask, Ask)], until)
+            found = replace(found, chances=found.probabilities())
         except Exception as error:
             if (problem := told(error)) is not None:  # what one lacks, all of the batch lack
                 for ticket in batch:
@@ -297,7 +298,6 @@ class Worker:
             self._finish(batch[0])
             return
         self._observer.batched(batch, found, started)
-        found = replace(found, chances=found.probabilities())
         row = 0
         for ticket in batch:
             ticket.found = _rows(found, row, row + len(ticket.ask))

@@ -128,3 +128,18 @@ def ray_cluster() -> Iterator[Any]:
 
     ray.shutdown()
     made.shutdown()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """`run(*arguments, fails=False)`: a dexml command in this process, and what it said."""
+    from dexml.__main__ import main
+
+    def run(*arguments: object, fails: bool = False) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        assert ended.value.code == (2 if fails else 0), told.err
+        return told.err if fails else told.out + told.err
+
+    return run

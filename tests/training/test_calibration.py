@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from dexml.__main__ import main
 from dexml.bundle import Bundle
 from dexml.calibration import Calibration, fit
 from dexml.manifest import MemoryFacts
@@ -24,18 +23,6 @@ HELD_OUT = (
     "validation.refit=true",
     "training.epochs=2",
 )  # 54 of the 60 rows, of which the model knows a word of most
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    def run(*arguments: object, fails: bool = False) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        assert ended.value.code == (2 if fails else 0), told.err
-        return told.err if fails else told.out + told.err
-
-    return run
 
 
 def unit(count: int, seed: int) -> torch.Tensor:

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from data import open_format
-from dexml.__main__ import main
 from dexml.bundle import Bundle
 from dexml.config import load
 from dexml.memory import Memory
@@ -22,18 +20,6 @@ from training.recall import Weighed, remember, weigh, weigh_run
 from training.run import Run, hold_out
 
 ALL = MemorySection(queries="all")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    def run(*arguments: object, fails: bool = False) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        assert ended.value.code == (2 if fails else 0), told.err
-        return told.err if fails else told.out + told.err
-
-    return run
 
 
 def train(run, config: Path, out: Path, *settings: str) -> str:
