@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from serve.schemas import LabelId, Text, Usage, limits
+from serve.schemas import LabelId, Text, Usage, few_enough, limits
 
 TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 DOCUMENTS = {
@@ -42,15 +42,7 @@ DOCUMENTS = {
 
 def _few_enough(rows: Any, info: ValidationInfo) -> Any:
     """Count before looking at a single row, so that a huge batch costs nothing."""
-    if isinstance(rows, list):
-        limit = limits(info).max_inputs
-        if not rows:
-            raise PydanticCustomError("empty", "must not be empty")
-        if len(rows) > limit:
-            raise PydanticCustomError(
-                "batch_too_large", "must have at most {limit} entries, got {got}", {"limit": limit, "got": len(rows)}
-            )
-    return rows
+    return few_enough(rows, limits(info).max_inputs)
 
 
 def _texts(rows: Any) -> Any:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from dexml.text import text_fault
-from serve.schemas import LabelId, Text, limits
+from serve.schemas import LabelId, Text, few_enough, limits
 
 
 class NewLabel(BaseModel):
@@ -34,16 +34,7 @@ class NewLabel(BaseModel):
 
 def _few_enough(rows: Any, info: ValidationInfo) -> Any:
     """Count before looking at a single row, so that a huge batch costs nothing."""
-    if not isinstance(rows, list):
-        return rows
-    limit = limits(info).max_labels
-    if not rows:
-        raise PydanticCustomError("empty", "must not be empty")
-    if len(rows) > limit:
-        raise PydanticCustomError(
-            "batch_too_large", "must have at most {limit} entries, got {got}", {"limit": limit, "got": len(rows)}
-        )
-    return rows
+    return few_enough(rows, limits(info).max_labels)
 
 
 class UpsertRequest(BaseModel):

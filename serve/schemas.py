@@ -14,6 +14,17 @@ from serve.settings import Settings
 DEFAULTS = Settings()
 
 
+def few_enough(rows: Any, most: int, least: int = 1) -> Any:
+    """Count before looking at a single row, so that a huge batch costs nothing. What is no list is left to others."""
+    if isinstance(rows, list) and len(rows) < least:
+        raise PydanticCustomError("empty", "must not be empty")
+    if isinstance(rows, list) and len(rows) > most:
+        raise PydanticCustomError(
+            "batch_too_large", "must have at most {limit} entries, got {got}", {"limit": most, "got": len(rows)}
+        )
+    return rows
+
+
 def limits(info: ValidationInfo) -> Settings:
     """Return the limits that the caller of `model_validate` gave as its context."""
     return cast("Settings", (info.context or {}).get("settings", DEFAULTS))
@@ -110,17 +121,9 @@ class SearchRequest(BaseModel):
     @classmethod
     def _few_enough(cls, rows: Any, info: ValidationInfo) -> Any:
         """Count before looking at a single row, so that a huge batch costs nothing."""
-        if not isinstance(rows, list):
-            return rows
-        excluded = info.field_name == "exclude_ids"
-        limit = limits(info).max_excluded if excluded else limits(info).max_queries
-        if not rows and not excluded:
-            raise PydanticCustomError("empty", "must not be empty")
-        if len(rows) > limit:
-            raise PydanticCustomError(
-                "batch_too_large", "must have at most {limit} entries, got {got}", {"limit": limit, "got": len(rows)}
-            )
-        return rows
+        if info.field_name == "exclude_ids":
+            return few_enough(rows, limits(info).max_excluded, least=0)
+        return few_enough(rows, limits(info).max_queries)
 
     @field_validator("include", mode="before")
     @classmethod
