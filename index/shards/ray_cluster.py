@@ -12,13 +12,17 @@ import ipaddress
 import math
 import os
 import secrets
+import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dexml.errors import InputError
 
 NEEDED = "--engine ray needs Ray 2.52 or newer, below 3: pip install 'dexml[ray]'"
+PATIENCE_S = 2.0  # for what is told to end
 TRIES = 2  # Ray gives a node 30 s to come up, which a busy machine may need
 STORE_BYTES = 100 << 20  # answers are small, and travel beside Ray's object store where they are not
 _MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -85,6 +89,51 @@ def start(address: str | None, cpus: float) -> Any:
     return ray
 
 
+def stop(ray: Any, address: str | None) -> None:
+    """Let go of the cluster at `address`; end what is left of one of our own (None).
+
+    Ray's agents notice by themselves that their node has gone, but take up to half a minute, and hold their ports until then.
+    """
+    own = _own_processes() if address is None else {}
+    ray.shutdown()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + PATIENCE_S
+        while (own := {process: born for process, born in own.items() if _born(process) == born}) and time.monotonic() < until:
+            for process in own:
+                with suppress(OSError):
+                    os.kill(process, number)
+            time.sleep(0.05)
+
+
+def _own_processes() -> dict[int, str]:
+    """Return Ray's processes below this one, with when each began: a number may be another's a moment later."""
+    below: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
+        with suppress(OSError, IndexError):
+            below.setdefault(int(_fields(int(folder.name))[1]), []).append(int(folder.name))
+    found, to_see = {}, [os.getpid()]
+    while to_see:
+        for process in below.get(to_see.pop(), ()):
+            to_see.append(process)
+            with suppress(OSError):
+                if b"ray" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    found[process] = _born(process)
+    return found
+
+
+def _born(process: int) -> str:
+    """Return when a process began, in ticks; empty when it has ended."""
+    try:
+        fields = _fields(process)
+    except (OSError, IndexError):
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _fields(process: int) -> list[str]:
+    return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -97,4 +146,4 @@ def _token_file() -> Path:
     return Path(named) if named else Path.home() / ".ray" / "auth_token"
 
 
-__all__ = ["NEEDED", "check", "start"]
+__all__ = ["NEEDED", "check", "start", "stop"]

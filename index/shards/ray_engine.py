@@ -15,7 +15,7 @@ from typing import Any
 
 from index.patience import Patience
 from index.shards.base import Engine, Loaded, Question, Reply, ShardsMissing, Step, TooLate, refused
-from index.shards.ray_cluster import start
+from index.shards.ray_cluster import start, stop
 from index.shards.ray_keeper import Keeper
 from index.shards.replicas import Call, Delays, Replica
 
@@ -62,7 +62,7 @@ class RayEngine(Engine):
         for replica in self._every():
             if replica.actor is not None:
                 self._ray.kill(replica.actor)
-        self._ray.shutdown()
+        stop(self._ray, self.layout.address)
 
     @property
     def up(self) -> tuple[int, ...]:
