@@ -78,7 +78,7 @@ class _Block:
         found = self.rows.new_zeros(self.signs.shape[1], self.rows.shape[1]) if start is None else start.clone()
         enough = tolerance * torch.linalg.vector_norm(2 * (self.costs * self.signs).T @ self.rows, dim=1)
         places, block = torch.arange(len(found)), self
-        weights, scores = found, self.rows @ found.T
+        weights, scores = found.clone(), self.rows @ found.T
         for _ in range(STEPS):
             gaps = block.gaps(scores)
             gradient = weights - 2 * (block.costs * block.signs * gaps).T @ block.rows
