@@ -1,8 +1,8 @@
 """One linear L2-SVM per label over the same rows, all labels of a block at once: the head of DiSMEC, Parabel and PECOS.
 
 min_w ½‖w‖² + C Σ_i c_i max(0, 1 − y_i⟨w, x_i⟩)², y_i = ±1, c_i = w₊ where y_i = 1 and else 1: without the weight, the few
-positives of a label are outvoted by its negatives. Finite Newton steps with an inexact line search (Keerthi and DeCoste, JMLR 6,
-2005), each by conjugate gradients; as a block shares its rows, all of it is products of two matrices.
+positives of a label are outvoted by its negatives. Finite Newton steps with an inexact line search (Keerthi and DeCoste, JMLR
+6, 2005), each by conjugate gradients; as a block shares its rows, all of it is products of two matrices.
 """
 
 from __future__ import annotations
