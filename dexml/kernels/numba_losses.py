@@ -52,7 +52,7 @@ def _maximum(row: Any, half: bool, work: Any) -> float:
 
 @njit(cache=True)
 def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: Any) -> tuple[float, float]:
-    """Run pass `kind` over a row: 1 exp, 2 exp without writing, 3 slopes, 4 slopes without writing, 5 softplus."""
+    """Run pass `kind` over a row: 1 exp, 2 exp without writing, 3 slopes, 4 slopes without writing, 5 softplus, 6 hinge."""
     address, vectors, size = row.ctypes.data, len(row) // 16, 32 if half else 64
     sums, first, second = work.ctypes.data, 0.0, 0.0
     s, o = np.float32(scale), np.float32(offset)
@@ -67,8 +67,10 @@ def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: An
             passes.slope_16(here, number, s, o, sums) if half else passes.slope_32(here, number, s, o, sums)
         elif kind == 4:
             passes.slope_sum_16(here, number, s, o, sums) if half else passes.slope_sum_32(here, number, s, o, sums)
-        else:
+        elif kind == 5:
             passes.softplus_16(here, number, s, o, sums) if half else passes.softplus_32(here, number, s, o, sums)
+        else:
+            passes.hinge_16(here, number, s, o, sums) if half else passes.hinge_32(here, number, s, o, sums)
         for lane in range(16):
             first += work[lane]
             second += work[16 + lane]
@@ -193,6 +195,25 @@ def binary_cross_entropy(slab: Slab) -> None:
         coefficients[n] = labelled / slab.width
         for p in range(len(places)):
             _write(row, slab.half, places[p], -_sigmoid(-of_positives[p]), single)
+
+
+@njit(cache=True, parallel=True)
+def squared_hinge(slab: Slab, boundary: float, weight: float) -> None:
+    """(1/L) [Σ_negatives max(0, 1 + o)² + weight·Σ_p max(0, 1 − o_p)²], o = s − boundary, 0 for a row without positives."""
+    values, coefficients = slab.values, slab.coefficients
+    for n in prange(len(values)):
+        row, places, of_positives, _, work, single = _open(slab, n)
+        for place in places:
+            _write(row, slab.half, place, -np.inf, single)  # max(0, −∞) = 0
+        total, _ = _pass(6, row, slab.half, 1.0, 1.0 - boundary, work)
+        labelled = 1.0 if len(places) else 0.0
+        for p in range(len(places)):
+            gap = 1.0 + boundary - of_positives[p]
+            if not gap <= 0:  # NaN too
+                total += weight * gap * gap
+                _write(row, slab.half, places[p], -weight * gap, single)
+        values[n] = labelled * total / slab.width
+        coefficients[n] = labelled * 2 / slab.width
 
 
 @njit(cache=True)

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from dexml.errors import InputError
 from dexml.kernels.checks import check_k, check_pairs
 from dexml.kernels.triton_pairs import TiledPairs, pair_scores, spread
-from dexml.kernels.triton_rows import EXPONENTIAL, SIGMOID, SLOPE, log_partition, products_with, room, slabs, weigh
+from dexml.kernels.triton_rows import EXPONENTIAL, HINGE, SIGMOID, SLOPE, log_partition, products_with, room, slabs, weigh
 from dexml.kernels.triton_tiles import LOG2E, check_size
 from dexml.types import Positives
 
@@ -123,6 +123,30 @@ class _SoftplusSum(torch.autograd.Function):
         weighing = (SIGMOID, 1 / temperature, nothing, False)
         of_queries, of_labels = _gradients(left, right, pairs, weighing, of_sums / temperature, of_pairs / temperature, {})
         return of_queries.to(query_type), of_labels.to(label_type), None, None, None
+
+
+class _SquaredHinge(torch.autograd.Function):
+    """Σ_{j ∉ P_i} max(0, 1 + s_ij − boundary)² (B) and the scores s of the positive pairs (nnz), in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, labels: Tensor, pairs: TiledPairs, temperature: float, boundary: float, products: Products
+    ) -> tuple[Tensor, Tensor]:
+        left, right = _operand(queries, products), _operand(labels, products)
+        shifts = torch.full((len(left),), 1 - boundary, dtype=torch.float32, device=left.device)
+        total = weigh(left, right, pairs, (0, len(right)), HINGE, 1 / temperature, shifts, exclude=True)[0]
+        ctx.save_for_backward(left, right, shifts)
+        ctx.rest = pairs, temperature, queries.dtype, labels.dtype
+        return total.float(), pair_scores(left, right, pairs) / temperature
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_sums: Tensor, of_pairs: Tensor) -> tuple[Tensor | None, ...]:
+        left, right, shifts = ctx.saved_tensors
+        pairs, temperature, query_type, label_type = ctx.rest
+        weighing, factors = (HINGE, 1 / temperature, shifts, True), 2 * of_sums / temperature
+        of_queries, of_labels = _gradients(left, right, pairs, weighing, factors, of_pairs / temperature, {})
+        return of_queries.to(query_type), of_labels.to(label_type), None, None, None, None
 
 
 def _gradients(
@@ -289,6 +313,26 @@ def binary_cross_entropy(
     sums, of_pairs = _rows_and_pairs(_SoftplusSum, queries, labels, positives, temperature, products)
     labelled = torch.from_numpy(positives.indptr).diff().to(sums.device) > 0
     return ((sums * labelled).sum() - of_pairs.sum()) / max(1, len(queries) * len(labels))
+
+
+def squared_hinge(
+    queries: Tensor,
+    labels: Tensor,
+    positives: Positives,
+    temperature: float,
+    boundary: float = 0.0,
+    weight: float = 1.0,
+    products: Products = "bfloat16",
+) -> Tensor:
+    """Return (1/(B·L)) Σ [Σ_{n∉P} max(0, 1 + o_n)² + weight·Σ_{p∈P} max(0, 1 − o_p)²] over the rows with a positive.
+
+    o = ⟨x, y⟩/τ − boundary; a float32 scalar.
+    """
+    sums, of_pairs = _rows_and_pairs(_SquaredHinge, queries, labels, positives, temperature, boundary, products)
+    labelled = torch.from_numpy(positives.indptr).diff().to(sums.device) > 0
+    gaps = 1 + boundary - of_pairs
+    own = (torch.where(gaps <= 0, 0.0, gaps) ** 2).sum()
+    return ((sums * labelled).sum() + weight * own) / max(1, len(queries) * len(labels))
 
 
 def _rows_and_shares(positives: Positives, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,8 +57,27 @@ class Pairs:
         return Pairs(*positive_pairs(positives, like.device), torch.from_numpy(shares).to(like))
 
 
-class ScoreLoss(Loss):
-    """A loss of the scores s = queries @ labels.T / τ.
+class ScaledLoss(Loss):
+    """A loss of the scores s = queries @ labels.T / τ, whatever way it takes to them."""
+
+    def __init__(self, *, temperature: Annotated[float, Gt(0)] = 0.05) -> None:
+        self.temperature = temperature
+
+    def shares(self, positives: Positives) -> Shares:
+        """Return the share of each positive in its row (nnz), 1/|P|, or by the weights of soft positives; 1 in all."""
+        counts = np.diff(positives.indptr)
+        if positives.weights is None:
+            return 1 / np.repeat(counts, counts)
+        sums = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=positives.weights, minlength=len(counts))
+        return positives.weights / np.repeat(sums, counts)
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as the matrix products read it."""
+        return tensor
+
+
+class ScoreLoss(ScaledLoss):
+    """A loss that is computed from its scores, row by row.
 
     `products` names the operands of the three matrix products: "bfloat16" is 2 to 2.5 times faster on CPUs that have it, more
     on GPUs, and "auto" takes it there. Scores are then rounded to bfloat16 as well, and gradients differ by about 3e-3;
@@ -68,7 +87,7 @@ class ScoreLoss(Loss):
     def __init__(
         self, *, temperature: Annotated[float, Gt(0)] = 0.05, products: Products = "auto", backend: Backend = "auto"
     ) -> None:
-        self.temperature = temperature
+        super().__init__(temperature=temperature)
         self.products = products
         self.backend = backend
         self._said = ""
@@ -118,14 +137,6 @@ class ScoreLoss(Loss):
     @abstractmethod
     def on_gpu(self, queries: Tensor, labels: Tensor, positives: Positives, shares: Shares) -> Tensor:
         """Return the scalar loss, differentiable, by `dexml.kernels.triton_losses`; `shares` as `self.shares` drew them."""
-
-    def shares(self, positives: Positives) -> Shares:
-        """Return the share of each positive in its row (nnz), 1/|P|, or by the weights of soft positives; 1 in all."""
-        counts = np.diff(positives.indptr)
-        if positives.weights is None:
-            return 1 / np.repeat(counts, counts)
-        sums = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=positives.weights, minlength=len(counts))
-        return positives.weights / np.repeat(sums, counts)
 
     def half(self, tensor: Tensor) -> bool:
         """Return whether the products of float32 tensors take bfloat16 operands."""

@@ -20,11 +20,13 @@ from torch.nn.functional import softplus
 
 from dexml.errors import InputError
 from dexml.kernels.reference import at_least_float32
-from dexml.losses.base import Loss, Pairs, ScoreLoss
+from dexml.losses.base import Loss, Pairs, ScaledLoss
 from dexml.losses.bce import BinaryCrossEntropy
 from dexml.losses.decoupled_softmax import DecoupledSoftmax
 from dexml.losses.soft_topk import SoftTopK
 from dexml.losses.softmax import Softmax
+from dexml.losses.squared_hinge import SquaredHinge
+from dexml.losses.z_loss import ZLoss, terms
 from dexml.types import Positives
 
 BLOCK_BYTES = 64 << 20  # of scores at a time on each rank
@@ -64,8 +66,9 @@ class Block:
         return self.ranks.max(_largest(self.scores))
 
     def per_row(self, of_pairs: Tensor) -> Tensor:
-        """Return the sums over each row's positives on all ranks (b) of a value per pair."""
-        return self.ranks.sum(self.counts.new_zeros(len(self.scores)).index_add_(0, self.pairs.rows, of_pairs))
+        """Return the sums over each row's positives on all ranks (b, …) of what there is of each pair (nnz, …)."""
+        sums = of_pairs.new_zeros(len(self.scores), *of_pairs.shape[1:])
+        return self.ranks.sum(sums.index_add_(0, self.pairs.rows, of_pairs))
 
 
 class ShardedLoss(Loss):
@@ -80,7 +83,7 @@ class ShardedLoss(Loss):
         self, loss: Loss, first: int, ranks: Collectives, *, whole_gradient: bool = True, block_bytes: int = BLOCK_BYTES
     ) -> None:
         """Raises InputError for a loss that has no sharded form."""
-        if type(loss) not in FORMS or not isinstance(loss, ScoreLoss):
+        if type(loss) not in FORMS or not isinstance(loss, ScaledLoss):
             known = ", ".join(form.__name__ for form in FORMS)
             raise InputError(f"loss: {type(loss).__name__} cannot be spread over ranks (these can: {known})")
         self.loss = loss
@@ -111,7 +114,7 @@ class ShardedLoss(Loss):
     def compute(self, queries: Tensor, labels: Tensor, positives: Positives) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss, and its gradients by the queries (B, D) and by this rank's labels (L_r, D)."""
         loss, ranks = self.loss, self.ranks
-        assert isinstance(loss, ScoreLoss)
+        assert isinstance(loss, ScaledLoss)
         form = FORMS[type(loss)]
         left, right = loss.operand(at_least_float32(queries)), loss.operand(at_least_float32(labels))
         number = torch.promote_types(at_least_float32(queries).dtype, at_least_float32(labels).dtype)
@@ -137,7 +140,7 @@ class ShardedLoss(Loss):
 
     def _pairs(self, positives: Positives, of_labels: Tensor) -> tuple[Pairs, Tensor]:
         """Return the positives among this rank's labels, numbered within them, and each row's number of all (B)."""
-        assert isinstance(self.loss, ScoreLoss)
+        assert isinstance(self.loss, ScaledLoss)
         # Shares are drawn over all labels, by the same random state on every rank, and only then is this rank's part taken.
         every = Pairs.of(positives, self.loss.shares(positives), of_labels)
         mine = (every.columns >= self.first) & (every.columns < self.first + len(of_labels))
@@ -201,6 +204,23 @@ def binary_cross_entropy(loss: BinaryCrossEntropy, block: Block) -> tuple[Tensor
     return value, gradient
 
 
+def squared_hinge(loss: SquaredHinge, block: Block) -> tuple[Tensor, Tensor]:
+    """Return this rank's part of the loss and its gradient (b, L_r); no rank needs another, but for the sum of the parts."""
+    return loss.of_scores(block.scores, block.pairs, block.counts > 0, block.batch * block.labels)
+
+
+def z_loss(loss: ZLoss, block: Block) -> tuple[Tensor, Tensor]:
+    """Return this rank's part of the loss and its gradient (b, L_r): its rows need four sums over the ranks."""
+    scores, pairs, ranks = block.scores, block.pairs, block.ranks
+    scores -= (ranks.sum(scores.sum(dim=1)) / block.labels)[:, None]
+    squares = ranks.sum(scores.square().sum(dim=1))
+    of_pairs = scores[pairs.rows, pairs.columns]
+    rest = terms(loss, of_pairs, pairs, block.labels, block.counts, squares, block.per_row)
+    gradient = scores.mul_(2 * rest.of_squares[:, None]).add_(rest.of_sums[:, None])
+    gradient[pairs.rows, pairs.columns] += rest.of_pairs
+    return rest.value / block.batch, gradient.div_(block.batch)
+
+
 def soft_topk(loss: SoftTopK, block: Block) -> tuple[Tensor, Tensor]:
     """Return this rank's part of the loss and its gradient (b, L_r), as `SoftTopK.value_and_gradient` does."""
     scores, pairs = block.scores, block.pairs
@@ -252,4 +272,6 @@ FORMS: Mapping[type[Loss], Callable[[Any, Block], tuple[Tensor, Tensor]]] = {
     SoftTopK: soft_topk,
     Softmax: softmax,
     BinaryCrossEntropy: binary_cross_entropy,
+    SquaredHinge: squared_hinge,
+    ZLoss: z_loss,
 }

@@ -12,6 +12,8 @@ TOWERS: Table[Tower] = Table(
         "summed": "dexml.towers.summed:SummedTower",
         "residual": "dexml.towers.residual:ResidualTower",
         "identity": "dexml.towers.identity:IdentityTower",
+        "adapted": "dexml.towers.adapted:AdaptedTower",
+        "linear": "dexml.towers.linear:LinearTower",
     },
 )
 

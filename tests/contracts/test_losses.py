@@ -11,6 +11,7 @@ import torch
 
 from dexml.kernels import KERNELS
 from dexml.losses import LOSSES, Loss
+from dexml.losses.base import ScoreLoss
 from dexml.types import InputError, Positives, Problem
 
 T = 0.2
@@ -55,15 +56,44 @@ def naive_soft_topk(s, positives, k=5, alpha=2.0):
     return total / len(s)
 
 
-NAIVE = {"softmax": naive_softmax, "decoupled_softmax": naive_decoupled, "bce": naive_bce, "soft_topk": naive_soft_topk}
+def naive_squared_hinge(s, positives, weight=20.0):
+    total = s.sum() * 0
+    for i, row in enumerate(positives):
+        if row:
+            negatives = [j for j in range(s.shape[1]) if j not in row]
+            total = total + (1 + s[i, negatives]).clamp(min=0).square().sum()
+            total = total + weight * (1 - s[i, row]).clamp(min=0).square().sum()
+    return total / s.numel()
+
+
+def naive_z_loss(s, positives):
+    total = s.sum() * 0
+    for i, row in enumerate(positives):
+        for p in row:
+            o = s[i, [p, *(j for j in range(s.shape[1]) if j not in row)]]
+            flat = len(o) == 1 or bool((o == o[0]).all())
+            z = o.sum() * 0 if flat else (o[0] - o.mean()) / o.std(correction=0)
+            total = total + torch.nn.functional.softplus(-z) / len(row)
+    return total / len(s)
+
+
+NAIVE = {
+    "softmax": naive_softmax,
+    "decoupled_softmax": naive_decoupled,
+    "bce": naive_bce,
+    "soft_topk": naive_soft_topk,
+    "squared_hinge": naive_squared_hinge,
+    "z_loss": naive_z_loss,
+}
+BY_KERNELS = [name for name in LOSSES if issubclass(LOSSES[name], ScoreLoss)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A loss on one backend, with the number type that is held to its formula and how near it comes."""
+    """A loss on one backend, or one that needs none, with the number type that is held to its formula and how near it comes."""
 
     name: str
-    backend: str
+    backend: str | None
 
     @property
     def number(self) -> torch.dtype:
@@ -74,15 +104,20 @@ class Case:
         return 1e-9 if self.backend == "reference" else 1e-5
 
     def build(self, **options) -> Loss:
-        return LOSSES.build(self.name, {"temperature": T, "backend": self.backend, "products": "float32", **options})
+        by_kernels = {"backend": self.backend, "products": "float32"} if self.backend else {}
+        return LOSSES.build(self.name, {"temperature": T, **by_kernels, **options})
 
     def rows(self, count: int, seed: int, norm: float = 1.0) -> torch.Tensor:
         return rows(count, seed, self.number, norm)
 
 
-@pytest.fixture(params=[Case(name, backend) for name in LOSSES for backend in KERNELS], ids=lambda c: f"{c.name}-{c.backend}")
+CASES = [Case(name, backend) for name in LOSSES for backend in (KERNELS if name in BY_KERNELS else [None])]
+
+
+@pytest.fixture(params=CASES, ids=lambda c: f"{c.name}-{c.backend}")
 def case(request: pytest.FixtureRequest) -> Case:
-    reason = KERNELS[request.param.backend].unsupported(Problem(needs_grad=True))
+    backend = request.param.backend
+    reason = None if backend is None else KERNELS[backend].unsupported(Problem(needs_grad=True))
     if reason is not None:
         pytest.skip(f"{request.param.backend} {reason}")
     return request.param
@@ -124,6 +159,8 @@ def test_gradcheck_in_float64(name):
 
 
 def test_bfloat16_products_come_near(case):
+    if case.backend is None:
+        pytest.skip("has no products to choose")
     queries, labels = rows(B, 0, torch.float32), rows(L, 1, torch.float32)
     agree(case, case.build(products="bfloat16")(queries, labels, Positives.from_rows(ROWS, L)), queries, labels, tolerance=0.02)
 
@@ -252,6 +289,7 @@ def test_the_score_matrix_never_exists(case, largest_tensor):
     assert 4 * D * count <= largest <= 4 * batch * count / 4, "at least the gradient by the labels, far from the scores"
 
 
+@pytest.mark.parametrize("name", BY_KERNELS)
 def test_auto_is_the_first_backend_that_serves(name):
     loss = LOSSES.build(name, {"temperature": T})
     first = next(backend for backend in KERNELS if KERNELS[backend].unsupported(Problem(needs_grad=True)) is None)
