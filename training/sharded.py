@@ -65,6 +65,10 @@ class ShardedFeatures(FrozenFeatures):
         shared = nn.utils.get_total_norm([p.grad for p in self.shared if p.grad is not None]).double().square()
         return float((squares + shared).sqrt())
 
+    def total(self, parameter: Tensor, sums: Tensor) -> Tensor:
+        """Return sums over all ranks' free vectors; of what every rank has whole, this rank's are all."""
+        return self.world.sum(sums) if parameter is self.trained.get(FREE) else sums
+
     def gathered(self, rows: Tensor) -> Tensor:
         """Return the rows of all labels on rank 0; none on the others."""
         return self.world.gather(rows, self.count)
