@@ -7,6 +7,7 @@ matrix products take bfloat16 operands; sums and exponentials are float32, sums 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -17,11 +18,23 @@ from torch.nn.functional import softplus
 from dexml.errors import InputError
 from dexml.kernels.checks import check_k, check_pairs
 from dexml.kernels.triton_pairs import TiledPairs, pair_scores, spread
-from dexml.kernels.triton_rows import EXPONENTIAL, SIGMOID, SLOPE, log_partition, products_with, room, slabs, weigh
+from dexml.kernels.triton_rows import (
+    EXPONENTIAL,
+    SIGMOID,
+    SLOPE,
+    STABLE,
+    log_partition,
+    products_with,
+    room,
+    slabs,
+    weigh,
+)
 from dexml.kernels.triton_tiles import LOG2E, check_size
 from dexml.types import Positives
 
 Products = Literal["float32", "bfloat16"]
+Tell = Callable[[Tensor], None]
+"""Is told how far each positive (nnz) is below what it stands against, as `dexml.losses.base.ScoreLoss.tell` wants it."""
 KEEP_BYTES = 8 << 30  # of weights that the forward pass keeps for the backward one; what is beyond is computed again
 BOUNDED = 50.0  # |s|·log₂e up to which 2^{s − bound} is a normal number everywhere, and no maximum need be found first
 PASSES = 60  # of the threshold solver, at most; a handful is the rule
@@ -121,6 +134,30 @@ class _SoftplusSum(torch.autograd.Function):
         left, right, nothing = ctx.saved_tensors
         pairs, temperature, query_type, label_type = ctx.rest
         weighing = (SIGMOID, 1 / temperature, nothing, False)
+        of_queries, of_labels = _gradients(left, right, pairs, weighing, of_sums / temperature, of_pairs / temperature, {})
+        return of_queries.to(query_type), of_labels.to(label_type), None, None, None
+
+
+class _StableSum(torch.autograd.Function):
+    """Σ_{n∉P_i} S(s_in) (B), S as `weigh_kernel` has it, and the scores s of the positive pairs (nnz), in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, labels: Tensor, pairs: TiledPairs, temperature: float, products: Products
+    ) -> tuple[Tensor, Tensor]:
+        left, right = _operand(queries, products), _operand(labels, products)
+        nothing = torch.zeros(len(left), dtype=torch.float32, device=left.device)
+        total = weigh(left, right, pairs, (0, len(right)), STABLE, 1 / temperature, nothing, exclude=True)[0]
+        ctx.save_for_backward(left, right, nothing)
+        ctx.rest = pairs, temperature, queries.dtype, labels.dtype
+        return total.float(), pair_scores(left, right, pairs) / temperature
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_sums: Tensor, of_pairs: Tensor) -> tuple[Tensor | None, ...]:
+        left, right, nothing = ctx.saved_tensors
+        pairs, temperature, query_type, label_type = ctx.rest
+        weighing = (STABLE, 1 / temperature, nothing, True)
         of_queries, of_labels = _gradients(left, right, pairs, weighing, of_sums / temperature, of_pairs / temperature, {})
         return of_queries.to(query_type), of_labels.to(label_type), None, None, None
 
@@ -247,6 +284,7 @@ def decoupled_softmax(
     temperature: float,
     shares: Tensor | None = None,
     products: Products = "bfloat16",
+    tell: Tell | None = None,
 ) -> Tensor:
     """Return −(1/B) Σ_i Σ_{p∈P_i} share_ip [s_ip − log(e^{s_ip} + Σ_{n∉P_i} e^{s_in})], s = ⟨x, y⟩/τ, a float32 scalar.
 
@@ -255,16 +293,24 @@ def decoupled_softmax(
     log_z, of_pairs = log_sum_and_pairs(queries, labels, positives, temperature, exclude=True, products=products)
     rows, equal = _rows_and_shares(positives, of_pairs)
     gaps = log_z.index_select(0, rows) - of_pairs
+    _told(tell, gaps)
     return ((equal if shares is None else shares) * softplus(gaps)).sum() / max(1, len(queries))
 
 
 def softmax_loss(
-    queries: Tensor, labels: Tensor, positives: Positives, temperature: float, products: Products = "bfloat16"
+    queries: Tensor,
+    labels: Tensor,
+    positives: Positives,
+    temperature: float,
+    products: Products = "bfloat16",
+    tell: Tell | None = None,
 ) -> Tensor:
     """Return −(1/B) Σ_i Σ_{p∈P_i} [s_ip − log Σ_j e^{s_ij}], s = ⟨x, y⟩/τ, a float32 scalar."""
     log_z, of_pairs = log_sum_and_pairs(queries, labels, positives, temperature, exclude=False, products=products)
     rows, _ = _rows_and_shares(positives, of_pairs)
-    return (log_z.index_select(0, rows) - of_pairs).sum() / max(1, len(queries))
+    losses = log_z.index_select(0, rows) - of_pairs  # −log p
+    _told(tell, torch.expm1(losses).clamp(min=torch.finfo(losses.dtype).tiny).log())
+    return losses.sum() / max(1, len(queries))
 
 
 def soft_topk(
@@ -275,20 +321,53 @@ def soft_topk(
     k: int = 5,
     alpha: float = 2.0,
     products: Products = "bfloat16",
+    tell: Tell | None = None,
 ) -> Tensor:
     """Return −(1/B) Σ_i (1/|P_i|) Σ_{p∈P_i} log σ(α(s_ip + t_i)), Σ_j σ(α(s_ij + t_i)) = k, a float32 scalar; 0 for k ≥ L."""
     t, of_pairs = threshold_and_pairs(queries, labels, positives, k, alpha, temperature, products)
     rows, shares = _rows_and_shares(positives, of_pairs)
-    return (shares * softplus(-alpha * (of_pairs + t.index_select(0, rows)))).sum() / max(1, len(queries))
+    gaps = -alpha * (of_pairs + t.index_select(0, rows))
+    _told(tell, gaps)
+    return (shares * softplus(gaps)).sum() / max(1, len(queries))
 
 
 def binary_cross_entropy(
-    queries: Tensor, labels: Tensor, positives: Positives, temperature: float, products: Products = "bfloat16"
+    queries: Tensor,
+    labels: Tensor,
+    positives: Positives,
+    temperature: float,
+    products: Products = "bfloat16",
+    tell: Tell | None = None,
 ) -> Tensor:
     """Return (1/(B·L)) [Σ_ij log(1 + e^{s_ij}) − Σ_{positive pairs} s_ip] over the rows with a positive, a float32 scalar."""
     sums, of_pairs = _rows_and_pairs(_SoftplusSum, queries, labels, positives, temperature, products)
+    _told(tell, -of_pairs)
     labelled = torch.from_numpy(positives.indptr).diff().to(sums.device) > 0
     return ((sums * labelled).sum() - of_pairs.sum()) / max(1, len(queries) * len(labels))
+
+
+def stablemax(
+    queries: Tensor,
+    labels: Tensor,
+    positives: Positives,
+    temperature: float,
+    shares: Tensor,
+    products: Products = "bfloat16",
+    tell: Tell | None = None,
+) -> Tensor:
+    """Return −(1/B) Σ_i Σ_{p∈P_i} share_ip log [S(s_ip) / (S(s_ip) + Σ_{n∉P_i} S(s_in))], s = ⟨x, y⟩/τ, a float32 scalar."""
+    sums, of_pairs = _rows_and_pairs(_StableSum, queries, labels, positives, temperature, products)
+    rows, _ = _rows_and_shares(positives, of_pairs)
+    of_pairs = torch.sign(of_pairs) * torch.log1p(of_pairs.abs()) + 0 * of_pairs  # log S; NaN of what is not finite
+    nothing = sums == 0  # beside its positives
+    gaps = sums.masked_fill(nothing, 1).log().masked_fill(nothing, -math.inf).index_select(0, rows) - of_pairs
+    _told(tell, gaps)
+    return (shares * softplus(gaps)).sum() / max(1, len(queries))
+
+
+def _told(tell: Tell | None, gaps: Tensor) -> None:
+    if tell is not None:
+        tell(gaps.detach())
 
 
 def _rows_and_shares(positives: Positives, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ LOSSES: Table[Loss] = Table(
         "soft_topk": "dexml.losses.soft_topk:SoftTopK",
         "softmax": "dexml.losses.softmax:Softmax",
         "bce": "dexml.losses.bce:BinaryCrossEntropy",
+        "stablemax": "dexml.losses.stablemax:StableMax",
     },
 )
 

@@ -55,7 +55,23 @@ def naive_soft_topk(s, positives, k=5, alpha=2.0):
     return total / len(s)
 
 
-NAIVE = {"softmax": naive_softmax, "decoupled_softmax": naive_decoupled, "bce": naive_bce, "soft_topk": naive_soft_topk}
+def naive_stablemax(s, positives):
+    stable = torch.where(s >= 0, s + 1, 1 / (1 - s))
+    total = s.sum() * 0
+    for i, row in enumerate(positives):
+        negatives = [j for j in range(s.shape[1]) if j not in row]
+        for p in row:
+            total = total - torch.log(stable[i, p] / stable[i, [p, *negatives]].sum()) / len(row)
+    return total / len(s)
+
+
+NAIVE = {
+    "softmax": naive_softmax,
+    "decoupled_softmax": naive_decoupled,
+    "bce": naive_bce,
+    "soft_topk": naive_soft_topk,
+    "stablemax": naive_stablemax,
+}
 
 
 @dataclass(frozen=True)
