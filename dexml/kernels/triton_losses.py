@@ -17,6 +17,7 @@ from torch.nn.functional import softplus
 
 from dexml.errors import InputError
 from dexml.kernels.checks import check_k, check_pairs
+from dexml.kernels.reference import log_stable
 from dexml.kernels.triton_pairs import TiledPairs, pair_scores, spread
 from dexml.kernels.triton_rows import (
     EXPONENTIAL,
@@ -358,9 +359,8 @@ def stablemax(
     """Return −(1/B) Σ_i Σ_{p∈P_i} share_ip log [S(s_ip) / (S(s_ip) + Σ_{n∉P_i} S(s_in))], s = ⟨x, y⟩/τ, a float32 scalar."""
     sums, of_pairs = _rows_and_pairs(_StableSum, queries, labels, positives, temperature, products)
     rows, _ = _rows_and_shares(positives, of_pairs)
-    of_pairs = torch.sign(of_pairs) * torch.log1p(of_pairs.abs()) + 0 * of_pairs  # log S; NaN of what is not finite
     nothing = sums == 0  # beside its positives
-    gaps = sums.masked_fill(nothing, 1).log().masked_fill(nothing, -math.inf).index_select(0, rows) - of_pairs
+    gaps = sums.masked_fill(nothing, 1).log().masked_fill(nothing, -math.inf).index_select(0, rows) - log_stable(of_pairs)
     _told(tell, gaps)
     return (shares * softplus(gaps)).sum() / max(1, len(queries))
 

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from dexml.errors import InputError
 from dexml.kernels import numba_losses
 from dexml.kernels.numba_losses import Slab
-from dexml.kernels.reference import at_least_float32
+from dexml.kernels.reference import at_least_float32, log_stable
 from dexml.losses.base import Pairs, ScoreLoss, Shares
 from dexml.types import Positives
 
@@ -84,8 +84,3 @@ class StableMax(ScoreLoss):
         weights = torch.from_numpy(shares).to(queries.device, torch.float32)
         products = self.operands(queries)
         return stablemax(queries, labels, positives, self.temperature, weights, products=products, tell=self.tell)
-
-
-def log_stable(scores: Tensor) -> Tensor:
-    """Return log S of scores, exact near 0 and for large ones; NaN of what is not finite."""
-    return torch.sign(scores) * torch.log1p(scores.abs()) + 0 * scores
