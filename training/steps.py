@@ -15,7 +15,7 @@ from dexml.errors import InputError
 from dexml.losses import Loss
 from dexml.model import DualEncoder
 from dexml.types import Bag, Features, Int64Array, Positives
-from training import negatives
+from training import negatives, stability
 from training.accelerator import accelerator
 from training.config import Config, FinetuneSection
 from training.gradient_cache import Chunk, Texts, cached_backward, rows_of
@@ -66,6 +66,10 @@ class Step(ABC):
     @abstractmethod
     def groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups; `full_rate` is what the schedule multiplies."""
+
+    def collapsed(self) -> dict[str, float] | None:
+        """Return the share of the last batch's positives without a gradient, by number type; None where the loss tells none."""
+        return None if self.loss.pulls is None else stability.shares(stability.counted(self.loss.pulls))
 
     def total(self, parameter: Tensor, sums: Tensor) -> Tensor:
         """Return sums over all of a trained parameter, given those over this process's part of it."""

@@ -51,6 +51,8 @@ class StableMax(ScoreLoss):
 
     def _beyond(self, labels: int, reach: float) -> str:
         temperature = reach / (math.sqrt(labels - 1) - 1)
+        place = 10 ** (math.floor(math.log10(temperature)) - 1)  # of its second digit
+        temperature = math.floor(temperature / place) * place
         return (
             f"cannot tell a positive from {labels - 1:,} negatives: at temperature {self.temperature:g}, with products no "
             f"larger than {reach:.3g}, a positive outweighs {self.outweighed(reach):,.0f} of them at most; score a shortlist "

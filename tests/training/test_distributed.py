@@ -64,10 +64,11 @@ def rank_of(parent: int, rank: int) -> int:
 
 
 def test_four_ranks_go_on_from_one_and_end_where_one_does(tiny_config: Path, tmp_path: Path):
-    whole, precisions, losses = make(tiny_config, tmp_path / "whole"), [], []
+    whole, precisions, losses, collapsed = make(tiny_config, tmp_path / "whole"), [], [], []
 
     def note(now: Progress) -> None:
         losses.append(now.loss)
+        collapsed.append(now.collapsed)
         if now.validation_seconds is not None:
             precisions.append([now.precision_1, now.precision_3, now.precision_5])
 
@@ -85,6 +86,8 @@ def test_four_ranks_go_on_from_one_and_end_where_one_does(tiny_config: Path, tmp
     steps = [line for line in history if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(4, whole.steps + 1))  # by one rank, once
     assert [line["loss"] for line in steps] == pytest.approx(losses[3:], rel=1e-3)
+    assert [line["collapsed"] for line in steps] == [pytest.approx(shares, abs=0.03) for shares in collapsed[3:]]
+    assert any(line["collapsed"]["bfloat16"] > 0 for line in steps)
     validated = [[line["P@1"], line["P@3"], line["P@5"]] for line in history if line["kind"] == "validation"]
     assert validated == precisions[1:]
 
