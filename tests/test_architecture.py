@@ -44,7 +44,8 @@ def test_every_table_row_names_a_class_that_is_there():
     from index.rerankers import RERANKERS
     from training.engines import ENGINES
     from training.exporters import EXPORTERS
+    from training.optimizers import OPTIMIZERS
 
-    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES):
+    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES, OPTIMIZERS):
         for name in table:
             assert (table[name].__doc__ or "").strip(), f"{table.kind} {name} has no docstring"

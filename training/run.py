@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -55,6 +55,8 @@ class Progress:
     precision_5: float | None
     seconds: float
     """Since the run was started or resumed."""
+    collapsed: Mapping[str, float] | None = None
+    """The share of the step's positives that have no gradient in a number type (`training.stability`); None where untold."""
 
 
 def hold_out(config: Config, train: Split) -> tuple[Split, Split | None]:
@@ -113,6 +115,8 @@ class Run:
             self.model.tower.free_vectors(len(self.seen[world.share(len(self.seen))]))
         excluded = None if self.train.excluded is None else within(self.train.excluded, self.seen)
         loss = LOSSES.build(config.loss.name, config.loss.options)
+        if config.finetune.train == "none" or config.finetune.negatives == "all":
+            loss.check(len(self.seen))
         self.method = make_step(config, self.model, loss, self.train.texts, seen_texts, self.positives, excluded, world)
         epochs, batch = config.training.epochs, config.training.batch
         assert isinstance(epochs, int) and isinstance(batch, int), "settle comes before Run"
@@ -143,6 +147,7 @@ class Run:
             for rows in self.batches:
                 began = time.monotonic()
                 loss, gradient_norm = self._step(rows)
+                collapsed = self.method.collapsed()
                 self.step += 1
                 stepped, validated = time.monotonic(), None
                 end_of_epoch = self.step % len(self.batches) == 0
@@ -168,6 +173,7 @@ class Run:
                     precision_3=third,
                     precision_5=fifth,
                     seconds=time.monotonic() - start,
+                    collapsed=collapsed,
                 )
                 report(progress)
                 due = time.monotonic() - saved > self.config.training.checkpoint_seconds

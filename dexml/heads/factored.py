@@ -1,4 +1,4 @@
-"""A linear head under Z-loss whose update takes O(d²) for a query, whatever the number of labels (Vincent et al., NeurIPS 2015).
+"""A linear head under Z-loss whose update takes O(d²) for a query, whatever the number of labels (Vincent et al., 2015).
 
 W (L, d) is kept as V·U + 1ωᵀ. A step of stochastic gradient descent on all of W multiplies it by a d×d matrix, adds one
 vector to all its rows, and touches the rows of the batch's positives: the first goes into U, the second into ω, the third into

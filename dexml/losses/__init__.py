@@ -14,6 +14,7 @@ LOSSES: Table[Loss] = Table(
         "bce": "dexml.losses.bce:BinaryCrossEntropy",
         "squared_hinge": "dexml.losses.squared_hinge:SquaredHinge",
         "z_loss": "dexml.losses.z_loss:ZLoss",
+        "stablemax": "dexml.losses.stablemax:StableMax",
     },
 )
 

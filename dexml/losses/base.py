@@ -38,6 +38,16 @@ Shares = npt.NDArray[np.float64]
 class Loss(ABC):
     """A loss over all labels. Options are keyword-only; rows without positives add nothing; inputs are never edited."""
 
+    pulls: Tensor | None = None
+    """What is left of the pull on each positive of the last call (nnz): 1 − p, from 1 at the start to 0 once it is learned.
+
+    NaN where a row asks nothing; None where a loss does not tell.
+    """
+
+    def check(self, labels: int) -> None:
+        """Raise InputError where this loss cannot tell a positive from the rest of so many labels, all of unit rows."""
+        return None
+
     @abstractmethod
     def __call__(self, queries: Tensor, labels: Tensor, positives: Positives) -> Tensor:
         """Return the scalar loss of `queries` (B, D) against `labels` (L, D), differentiable in both."""
@@ -98,6 +108,7 @@ class ScoreLoss(ScaledLoss):
         Raises InputError for shapes that disagree, and when the backend asked for cannot serve.
         """
         check_pairs(queries, labels, positives)
+        self.pulls = None
         if len(queries) == 0 or len(labels) == 0:
             return at_least_float32(queries).sum() * 0 + at_least_float32(labels).sum() * 0
         backend, shares = self.serving(queries, labels), self.shares(positives)
@@ -125,6 +136,10 @@ class ScoreLoss(ScaledLoss):
                 return name
             reasons.append(f"{name}: {reason}")
         raise InputError(f"no kernel backend serves this loss ({'; '.join(reasons)})")
+
+    def tell(self, gaps: Tensor) -> None:
+        """Keep the pulls σ(gap) of positives: gaps (nnz) are how far what they stand against is above them, −∞ for nothing."""
+        self.pulls = torch.sigmoid(gaps.detach()).masked_fill_(gaps == -torch.inf, torch.nan)
 
     @abstractmethod
     def value_and_gradient(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -185,9 +200,11 @@ def _by_slabs(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the loss and its gradients without the score matrix, in float32 on a CPU."""
     pairs, factors = (positives.indptr, positives.indices, shares), np.full(len(queries), 1 / len(queries))
+    pulls = np.full(len(positives.indices), np.nan)
     values, of_queries, of_labels = values_and_gradients(
-        queries, labels, pairs, loss.fused, loss.temperature, factors, loss.half(queries), wanted
+        queries, labels, pairs, loss.fused, loss.temperature, factors, loss.half(queries), wanted, pulls
     )
+    loss.pulls = torch.from_numpy(pulls)
     return torch.tensor(values.mean(), dtype=torch.float32), of_queries, of_labels
 
 

@@ -96,9 +96,11 @@ class ShardedLoss(Loss):
         """Return the loss over all labels, the same number on every rank, differentiable once in queries and labels.
 
         `queries` (B, D) and `positives` (B, L), numbered through all labels, are the same on every rank; `labels` (L_r, D) are
-        this rank's. A row of float32 or float64 as the inputs are. Raises InputError for shapes that disagree.
+        this rank's, and `pulls` are those of its positives. Of float32 or float64 as the inputs are. Raises InputError for
+        shapes that disagree.
         """
         last = self.first + len(labels)
+        self.pulls = None
         if queries.ndim != 2 or labels.ndim != 2 or queries.shape[1] != labels.shape[1] or len(queries) != len(positives):
             raise InputError(
                 f"queries (B, D), labels (L_r, D) and B rows of positives are needed, got {tuple(queries.shape)}, "
@@ -121,6 +123,7 @@ class ShardedLoss(Loss):
         value = queries.new_zeros((), dtype=number)
         of_queries, of_labels = (torch.zeros_like(side, dtype=number) for side in (queries, labels))
         local, counts = self._pairs(positives, of_labels)
+        pulls: list[Tensor | None] = []
         # From sizes that all ranks know, so that all make the same blocks: a rank's own width may be smaller or larger.
         rows = max(1, self.block_bytes // (number.itemsize * -(-positives.num_labels // ranks.size)))
         for start in range(0, len(queries), rows):
@@ -129,11 +132,15 @@ class ShardedLoss(Loss):
             pairs = Pairs(local.rows[inside] - start, local.columns[inside], local.shares[inside])
             scores = at_least_float32(left[some] @ right.T).div_(loss.temperature)
             block = Block(scores, pairs, counts[some], len(queries), positives.num_labels, ranks)
+            loss.pulls = None
             part, gradient = form(loss, block)
+            pulls.append(loss.pulls)
             value += part
             gradient = loss.operand(gradient.div_(loss.temperature))
             of_queries[some] = gradient @ right
             of_labels += gradient.T @ left[some]
+        told = [some for some in pulls if some is not None]
+        self.pulls = torch.cat(told) if len(told) == len(pulls) else None
         if self.whole_gradient:
             ranks.sum(of_queries)
         return ranks.sum(value), of_queries.to(queries.dtype), of_labels.to(labels.dtype)
@@ -174,6 +181,7 @@ def decoupled_softmax(loss: DecoupledSoftmax, block: Block) -> tuple[Tensor, Ten
     exponentials = scores.sub_(top[:, None]).exp_()  # 0 at the positives
     sums = block.ranks.sum(exponentials.sum(dim=1))
     gaps = top[pairs.rows] + sums.log()[pairs.rows] - of_pairs
+    loss.tell(gaps)
     value = (pairs.shares * softplus(gaps)).sum() / block.batch
     pulls = pairs.shares * torch.sigmoid(gaps) / block.batch
     exponentials *= torch.where(sums > 0, block.per_row(pulls) / sums, 0.0)[:, None]
@@ -187,6 +195,7 @@ def softmax(loss: Softmax, block: Block) -> tuple[Tensor, Tensor]:
     of_pairs = scores[pairs.rows, pairs.columns]
     top = block.top()
     totals = top + block.ranks.sum((scores - top[:, None]).exp_().sum(dim=1)).log()  # log Σ_j e^{s_j} over all labels
+    loss.pulls = -torch.expm1(of_pairs - totals[pairs.rows]).clamp_(max=0)
     value = (totals[pairs.rows] - of_pairs).sum() / block.batch
     gradient = scores.sub_(totals[:, None]).exp_().mul_((block.counts / block.batch)[:, None])
     gradient[pairs.rows, pairs.columns] -= 1 / block.batch
@@ -199,6 +208,7 @@ def binary_cross_entropy(loss: BinaryCrossEntropy, block: Block) -> tuple[Tensor
     count = block.batch * block.labels
     labelled = (block.counts > 0).to(scores)[:, None]
     value = ((softplus(scores) * labelled).sum() - scores[pairs.rows, pairs.columns].sum()) / count
+    loss.tell(-scores[pairs.rows, pairs.columns])
     gradient = scores.sigmoid_().mul_(labelled / count)
     gradient[pairs.rows, pairs.columns] -= 1 / count
     return value, gradient
@@ -228,6 +238,7 @@ def soft_topk(loss: SoftTopK, block: Block) -> tuple[Tensor, Tensor]:
         return scores.sum() * 0, torch.zeros_like(scores)
     shifted = scores.add_(threshold(block, loss.k, loss.alpha)[:, None]).mul_(loss.alpha)
     of_pairs = shifted[pairs.rows, pairs.columns]
+    loss.tell(-of_pairs)
     value = (pairs.shares * softplus(-of_pairs)).sum() / block.batch
     pulls = -pairs.shares * loss.alpha * torch.sigmoid(-of_pairs) / block.batch
     sigmoids = shifted.sigmoid_()

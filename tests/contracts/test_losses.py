@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dexml.kernels import KERNELS
+from dexml.kernels.reference import threshold
 from dexml.losses import LOSSES, Loss
 from dexml.losses.base import ScoreLoss
 from dexml.types import InputError, Positives, Problem
@@ -77,6 +78,16 @@ def naive_z_loss(s, positives):
     return total / len(s)
 
 
+def naive_stablemax(s, positives):
+    stable = torch.where(s >= 0, s + 1, 1 / (1 - s))
+    total = s.sum() * 0
+    for i, row in enumerate(positives):
+        negatives = [j for j in range(s.shape[1]) if j not in row]
+        for p in row:
+            total = total - torch.log(stable[i, p] / stable[i, [p, *negatives]].sum()) / len(row)
+    return total / len(s)
+
+
 NAIVE = {
     "softmax": naive_softmax,
     "decoupled_softmax": naive_decoupled,
@@ -84,6 +95,7 @@ NAIVE = {
     "soft_topk": naive_soft_topk,
     "squared_hinge": naive_squared_hinge,
     "z_loss": naive_z_loss,
+    "stablemax": naive_stablemax,
 }
 BY_KERNELS = [name for name in LOSSES if issubclass(LOSSES[name], ScoreLoss)]
 
@@ -163,6 +175,48 @@ def test_bfloat16_products_come_near(case):
         pytest.skip("has no products to choose")
     queries, labels = rows(B, 0, torch.float32), rows(L, 1, torch.float32)
     agree(case, case.build(products="bfloat16")(queries, labels, Positives.from_rows(ROWS, L)), queries, labels, tolerance=0.02)
+
+
+def test_it_tells_what_is_left_of_the_pull_on_each_positive(case):
+    given = [[0, 3], [7], [], [1, 2, 5, 6], range(L)]
+    queries, labels = case.rows(B, 0), case.rows(L, 1)
+    loss = case.build()
+    loss(queries, labels, Positives.from_rows(given, L))
+    if case.name in ("squared_hinge", "z_loss"):  # nothing exponential in them can vanish
+        assert loss.pulls is None or bool(loss.pulls.isnan().all())
+        return
+    assert loss.pulls is not None and not loss.pulls.requires_grad
+    scores = (queries.double() @ labels.double().T / T).detach()
+    expected = [pull(case.name, scores[i], p, row) for i, row in enumerate(given) for p in row]
+    torch.testing.assert_close(loss.pulls.double(), torch.tensor(expected).double(), atol=1e-6, rtol=1e-4, equal_nan=True)
+
+
+def pull(name: str, s: torch.Tensor, p: int, positives) -> float:
+    if name == "bce":
+        return torch.sigmoid(-s[p]).item()
+    if name == "soft_topk":
+        t = threshold(s[None], 5, 2.0)[0]
+        return torch.sigmoid(-2.0 * (s[p] + t)).item()
+    against = [j for j in range(L) if j != p and (name == "softmax" or j not in positives)]
+    if not against:
+        return math.nan
+    weights = torch.where(s >= 0, s + 1, 1 / (1 - s)) if name == "stablemax" else s.exp()
+    return (weights[against].sum() / (weights[against].sum() + weights[p])).item()
+
+
+@pytest.mark.parametrize("gap", [8, 12])
+def test_a_lead_that_bfloat16_would_lose_keeps_its_gradient_with_bfloat16_products(case, gap):
+    """Exponentials are summed in float32 all the same, and a gradient is rounded, not added to 1."""
+    if case.name != "decoupled_softmax" or case.backend == "triton":
+        pytest.skip("its own way of computing the gap; Triton's is the numba kernels'")
+    queries, labels = torch.eye(1, 9), torch.eye(9)
+    queries, labels = (side.to(case.number).requires_grad_() for side in (queries, labels))
+    temperature = 1 / (gap + math.log(8))
+    loss = case.build(temperature=temperature, products="bfloat16")
+    value = loss(queries, labels, Positives.from_rows([[0]], 9))
+    exact = math.exp(-gap) / (1 + math.exp(-gap)) / temperature
+    assert gradients(value, labels)[0][0, 0].item() == pytest.approx(-exact, rel=0.1)
+    assert loss.pulls is not None and loss.pulls.item() < 2.0**-8
 
 
 def test_a_permutation_of_the_labels_changes_nothing(case):

@@ -204,10 +204,10 @@ def test_losses_equal_their_formulas(kernels, name, products, tolerance):
 
 @pytest.mark.parametrize(("bounded", "keep"), [(0.0, 0), (50.0, 0), (50.0, 9000), (50.0, 1 << 30)])
 def test_decoupled_softmax_is_the_same_however_it_is_cut(kernels, monkeypatch, bounded, keep):
-    from dexml.kernels import triton_losses, triton_rows
+    from dexml.kernels import triton_losses, triton_rows, triton_sums
 
-    monkeypatch.setattr(triton_losses, "BOUNDED", bounded)
-    monkeypatch.setattr(triton_losses, "KEEP_BYTES", keep)
+    monkeypatch.setattr(triton_sums, "BOUNDED", bounded)
+    monkeypatch.setattr(triton_sums, "KEEP_BYTES", keep)
     monkeypatch.setattr(triton_rows, "SLAB_BYTES", 8000)  # two slabs of labels
     single, double = inputs()
     positives = Positives.from_rows(ROWS, L)
