@@ -15,6 +15,7 @@ from dexml.table import unknown
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
+    "distill": ("training.distill_cli:distill", "Train a small or quantized student of a bundle on its answers."),
     "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
     "evaluate": (
         "training.evaluate_cli:evaluate",

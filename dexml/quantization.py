@@ -1,8 +1,8 @@
 """Numbers of a few bits: symmetric, a step per row, in training with the gradient of what is rounded, and packed for files.
 
 Q(w) = s · clip(round(w/s), −q, q) with q = 2^(bits−1) − 1. A row's step s is the better of two: the one that reaches its
-largest number, max|w|/q; and, as cutting off a few costs less than coarse steps for all the others where bits are few, the one that is
-best for normally distributed numbers of the row's mean square (J. Max, 1960).
+largest number, max|w|/q; and the one that is best for normally distributed numbers of the row's mean square (J. Max, 1960):
+where bits are few, cutting off a few numbers costs less than coarse steps for all the others.
 """
 
 from __future__ import annotations
