@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -53,7 +53,7 @@ class DistillSection(Section):
     """The SHA-256 of the teacher's manifest; "auto" takes the version that is there, and any other must be it."""
     shortlist: Annotated[int, Ge(1)] = 100
     hard: Annotated[float, Ge(0)] = 1.0
-    soft: Annotated[float, Gt(0)] = 1.0
+    soft: Annotated[float, Ge(0)] = 1.0
     bits: Literal[3, 4, 6, 8] | None = None
     start: Literal["auto", "teacher", "fresh"] = "auto"
 

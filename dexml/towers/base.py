@@ -76,7 +76,8 @@ class Tower(nn.Module, ABC):
     def adopt(self, teacher: Tower, axes: Tensor) -> bool:
         """Set the parameters so that rows are about the teacher's times `axes` (D of the teacher, D), where that can be.
 
-        Return whether it can. By default a tower of the same kind and sizes is taken over, where the axes are its own. Free vectors are left alone.
+        Return whether it can. By default a tower of the same kind and sizes is taken over, where the axes are its own. Free
+        vectors are left alone.
         """
         own, theirs = (dict(tower.named_parameters()) for tower in (self, teacher))
         names = own.keys() - {"free"}
