@@ -2,8 +2,8 @@
 
 usage: python benchmarks/bench_distillation.py FOLDER [--seeds 0 1 2] [--students compact four three] [--ways nkd …]
 The teacher is cpu.toml's recipe. Every way's options are chosen on validation rows, with a teacher that has not seen them; then
-teacher and students are trained on all training rows, by each seed, and measured on test. Prints P@1, P@5 and R@100, the mean of
-the seeds and the deviation of P@5; writes benchmarks/results/distillation_NAME.json.
+teacher and students are trained on all training rows, by each seed, and measured on test. Prints P@1, P@5 and R@100, the mean
+of the seeds and the deviation of P@5; writes benchmarks/results/distillation_NAME.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`dexml train` and `dexml report`."""
+"""`dexml train`, and what commands share."""
 
 from __future__ import annotations
 
@@ -231,18 +231,6 @@ def write_report(out: Path, console: Console) -> None:
         console.print(f"report: {escape(str(write(out)))}")
     except InputError as error:
         console.print(f"note: {escape(str(error))}")
-
-
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def report(run: Path) -> None:
-    """Write RUN/report.html anew: loss, learning rate, gradient norm, validation and test figures, as far as they go.
-
-    `dexml train` and `dexml evaluate` do the same at their end; this is for a run that still goes on, or was killed.
-    """
-    from training.report import write
-
-    click.echo(write(run))
 
 
 def check_outputs(paths: Mapping[str, Path | None]) -> None:

@@ -7,10 +7,10 @@ label rows have few bits, and starts from what the teacher knows where its tower
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from dexml.model import DualEncoder
 from dexml.towers import TOWERS
 from dexml.towers.compact import principal_axes
 from dexml.types import Int64Array, LabelTable, Positives, Split
-from training.config import Config, check
+from training.config import Config, ValidationSection, check
 from training.run import Run
 from training.steps import FrozenFeatures
 from training.world import ALONE, World
@@ -120,7 +120,7 @@ def resolve(config: DistillConfig) -> tuple[DistillConfig, Teacher | None]:
     }
     if not shared and section.start == TEACHER:
         raise InputError("distill.start: only a student with the teacher's encoder starts at the teacher")
-    config = config.model_copy(update=chosen)
+    config = config.model_copy(update={**chosen, "validation": _watched(config, bundle.manifest.training.config)})
     check(config)
     return config, Teacher(bundle, model, shared)
 
@@ -133,6 +133,27 @@ def _choice(what: str, choice: Choice, name: str, options: dict[str, object]) ->
             f"{what}.{next(iter(choice.options))}: the teacher's {what} is taken as it is; name one to set options"
         )
     return Choice(name=name).with_options(**options)
+
+
+def _watched(config: DistillConfig, made: Mapping[str, Any]) -> ValidationSection:
+    """Return which rows to watch: those that the teacher, `made` by this config, held out and never saw, or none.
+
+    On rows that the teacher was trained on its students look better than they are. Raises InputError where some are asked for.
+    """
+    own = config.validation
+    if "validation" not in made or own.fraction == 0:  # an imported model was not trained on any
+        return own
+    held = ValidationSection.model_validate(made["validation"])
+    alike = made["seed"] == config.seed and Path(made["data"]["path"]).resolve() == config.data.path.resolve()
+    asked = {key for key in ("fraction", "max_rows") if key in own.model_fields_set}
+    if alike and held.fraction > 0 and held.refit is False and all(getattr(own, key) == getattr(held, key) for key in asked):
+        return own.model_copy(update={"fraction": held.fraction, "max_rows": held.max_rows})
+    if asked:
+        raise InputError(
+            "validation: the teacher was trained on rows that would be watched; train it with validation.refit = false and the "
+            "same seed, data, fraction and max_rows, or leave validation out"
+        )
+    return own.model_copy(update={"fraction": 0.0})
 
 
 class TaughtFeatures(FrozenFeatures):
@@ -238,7 +259,6 @@ class DistilledRun(Run):
             name, options, of = self.config.tower.name, self.config.tower.options, self.teacher.model
             options = TOWERS.options(name, options)
             tower = TOWERS.build(name, options, of.encoder)
-            tower.start_from(of.encoder)
             model = DualEncoder(of.encoder, tower, of.encoder_name, name, of.encoder_options, options)
         model.tower.bits = self.config.distill.bits
         return model
@@ -261,7 +281,10 @@ class DistilledRun(Run):
         """Start at the teacher, where that is asked for or can be: its parameters, and its rows of the trained labels."""
         assert self.teacher is not None
         tower, start = self.model.tower.eval(), self.config.distill.start
-        if start == "fresh" or not self.teacher.shared:
+        if not self.teacher.shared:
+            return
+        if start == "fresh":
+            tower.start_from(self.model.encoder)
             return
         own = tower.dimension
         axes = torch.eye(own) if own == of_labels.shape[1] else principal_axes(of_labels, own)
@@ -271,6 +294,7 @@ class DistilledRun(Run):
                     f"distill.start: the tower {self.config.tower.name!r} cannot start at the teacher's "
                     f"{self.teacher.model.tower_name!r}"
                 )
+            tower.start_from(self.model.encoder)
             return
         if tower.free is not None:
             raw = tower.raw(step.labels, query=False)

@@ -32,5 +32,8 @@ def distill(config: Path, settings: tuple[str, ...], resume: bool, if_needed: bo
     from training.cli import train_as
     from training.distill import DistillConfig, DistilledRun, resolve
 
-    chosen, teacher = resolve(load(DistillConfig, config, settings))
+    read = load(DistillConfig, config, settings)
+    chosen, teacher = resolve(read)
+    if chosen.validation.fraction == 0 and read.validation.fraction > 0:
+        click.echo("no rows are watched: the teacher has seen them all (it held none out, or others)", err=True)
     train_as(chosen, resume, if_needed, partial(DistilledRun, teacher=teacher))
