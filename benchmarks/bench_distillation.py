@@ -40,9 +40,9 @@ ALL = 10**6
 STUDENTS: dict[str, list[str]] = {
     "compact": ["tower.name=compact", "tower.dimension=96"],
     "small": ["tower.name=compact", "tower.dimension=32"],
-    "eight": ["tower.name=teacher", "distill.bits=8"],
-    "four": ["tower.name=teacher", "distill.bits=4"],
-    "three": ["tower.name=teacher", "distill.bits=3"],
+    "eight": ["distill.bits=8"],
+    "four": ["distill.bits=4"],
+    "three": ["distill.bits=3"],
 }
 Grid = Sequence[Sequence[str]]
 HEAT: Grid = [[f"distillation.temperature={value}" for value in (1.0, 2.0)]]
@@ -94,7 +94,8 @@ def student(
 ) -> DistilledRun:
     """Return a run of a student, at its start; `training.epochs=0` is one that is left there."""
     fixed = [f"data.path={folder}", f"out={tempfile.gettempdir()}/student", f"distill.teacher={teacher.bundle.root.parent}"]
-    read = load(DistillConfig, ROOT / "training" / "configs" / "distill.toml", [*fixed, *settings])
+    kind = "distill" if "tower.name=compact" in settings else "quantize"
+    read = load(DistillConfig, ROOT / "training" / "configs" / f"{kind}.toml", [*fixed, *settings])
     config, _ = resolve(read)
     settled, _ = settle(config, len(train))
     assert isinstance(settled, DistillConfig)

@@ -10,8 +10,7 @@ EPILOG = """Examples:
 
 \b
   dexml distill training/configs/distill.toml --set distill.teacher=RUN --set data.path=MY_DATA --set out=runs/small
-  dexml distill training/configs/distill.toml --set distill.teacher=RUN --set data.path=MY_DATA --set out=runs/four_bits \\
-    --set tower.name=teacher --set distill.bits=4 --set distillation.name=topkld
+  dexml distill training/configs/quantize.toml --set distill.teacher=RUN --set data.path=MY_DATA --set out=runs/four_bits
 """
 
 

@@ -19,8 +19,8 @@ from training.config import Config, check, settle
 from training.distill import DistillConfig
 
 ROOT = Path(__file__).parents[2]
-STUDENT = ROOT / "training" / "configs" / "distill.toml"
-FILES = sorted(set((ROOT / "training" / "configs").glob("*.toml")) - {STUDENT})
+STUDENTS = [ROOT / "training" / "configs" / f"{name}.toml" for name in ("distill", "quantize")]
+FILES = sorted(set((ROOT / "training" / "configs").glob("*.toml")) - set(STUDENTS))
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
@@ -31,9 +31,11 @@ def test_a_published_config_passes_every_check(file):
     assert settled.encoder.name != "auto"
 
 
-def test_the_config_of_a_student_needs_its_teacher_alone():
-    config = load(DistillConfig, STUDENT, ["data.path=anywhere"])
-    assert config.encoder.name == "teacher" and TOWERS.options(config.tower.name, config.tower.options)
+@pytest.mark.parametrize("file", STUDENTS, ids=[file.stem for file in STUDENTS])
+def test_the_config_of_a_student_needs_its_teacher_alone(file):
+    config = load(DistillConfig, file, ["data.path=anywhere"])
+    assert config.encoder.name == "teacher"
+    assert config.tower.name == "teacher" or TOWERS.options(config.tower.name, config.tower.options)
     assert DISTILLATIONS.options(config.distillation.name, config.distillation.options)
 
 
