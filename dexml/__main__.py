@@ -15,7 +15,8 @@ from dexml.table import unknown
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
-    "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
+    "distill": ("training.distill_cli:distill", "Train a small or quantized student of a bundle on its answers."),
+    "report": ("training.report_cli:report", "Write a training run's report.html; or its P@k against the bits of a label."),
     "evaluate": (
         "training.evaluate_cli:evaluate",
         "Measure a bundle through the path that serves, or any saved scores: P@k, nDCG@k, R@k, PSP@k, …",

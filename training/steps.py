@@ -34,6 +34,8 @@ class Step(ABC):
     loss: Loss
     scored: int
     """How many labels the last step scored for each query."""
+    passing = 0
+    """Bytes that a step makes besides the rows, their gradients and the loss's scores, for the forecast."""
 
     @abstractmethod
     def backward(self, rows: Int64Array) -> float:

@@ -10,6 +10,7 @@ TOWERS: Table[Tower] = Table(
     {
         "tokens": "dexml.towers.tokens:TokenTower",
         "summed": "dexml.towers.summed:SummedTower",
+        "compact": "dexml.towers.compact:CompactTower",
         "residual": "dexml.towers.residual:ResidualTower",
         "identity": "dexml.towers.identity:IdentityTower",
         "adapted": "dexml.towers.adapted:AdaptedTower",
