@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "memory": ("training.recall_cli:memory", "Keep training queries in a bundle; their labels are lifted in answers."),
     "calibrate": ("training.calibrate_cli:calibrate", "Fit how probable a label is, given its score; kept in the bundle."),
     "index": ("training.index_cli:index", "A bundle's versions and its index: list, verify, compact, go back, tune."),
+    "tune": ("training.tune_cli:tune", "Find the settings of a training, or of a search, that answer best: tabu search, TPE."),
     "search": ("index.cli:search", "Ask a bundle for the labels of a text."),
     "plan": ("index.planning.cli:plan", "How many machines so many labels take, from constants measured on one; simulated."),
     "serve": ("serve.cli:command", "Serve a bundle over HTTP, with a search page."),

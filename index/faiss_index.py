@@ -19,15 +19,22 @@ from index.transform import Transform, learn
 
 FILE = "index.faiss"
 GPU_K = 2048  # FAISS's limit on a GPU
+REFINED = re.compile(r"RFlat|Refine")
+SETTINGS = {
+    "nprobe": ("nprobe", re.compile("IVF")),
+    "ef_search": ("efSearch", re.compile("HNSW")),
+    "k_factor": ("k_factor_rf", REFINED),
+}
+"""What can be set anew on a structure that is there: FAISS's name, and what a factory string with it holds."""
 KIND = 4  # bytes that name what a FAISS file holds
 
 
 class FaissIndex(LabelIndex):
     """An inner-product index of FAISS, such as "Flat", "IVF256,Flat", "HNSW32", "SQ8".
 
-    `nprobe` and `ef_search` trade recall for time where the structure has them. `device` "auto" takes a GPU when the
-    installed FAISS sees one, and `describe` tells the reason when it does not. `transform` "learned" turns and scales rows
-    before a scalar quantizer, such as "SQ4", cuts them (`index.transform`): inner products stay.
+    `nprobe`, `ef_search` and, of "…,RFlat", `k_factor` trade recall for time where the structure has them. `device` "auto"
+    takes a GPU when the installed FAISS sees one, and `describe` tells the reason when it does not. `transform` "learned"
+    turns and scales rows before a scalar quantizer, such as "SQ4", cuts them (`index.transform`): inner products stay.
     """
 
     def __init__(
@@ -36,11 +43,13 @@ class FaissIndex(LabelIndex):
         factory: str = "Flat",
         nprobe: Annotated[int, Ge(1)] = 16,
         ef_search: Annotated[int, Ge(1)] = 64,
+        k_factor: Annotated[int, Ge(1)] = 1,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         float16: bool = False,
         transform: Literal["none", "learned"] = "none",
     ) -> None:
-        self.factory, self.nprobe, self.ef_search, self.float16 = factory, nprobe, ef_search, float16
+        self.factory, self.float16 = factory, float16
+        self.nprobe, self.ef_search, self.k_factor = nprobe, ef_search, k_factor
         self.device = faiss_gpus()
         if device == "cuda" and self.device.name == "cpu":
             raise InputError(f'index.device: "cuda" was asked for, but {self.device.reason}')
@@ -98,6 +107,17 @@ class FaissIndex(LabelIndex):
         return TopK(torch.from_numpy(padded_ids), torch.from_numpy(padded_scores))
 
     @property
+    def structure(self) -> Any:
+        """FAISS's own object, for whoever measures it."""
+        return self._index
+
+    def explore(self, *, nprobe: int | None = None, ef_search: int | None = None, k_factor: int | None = None) -> None:
+        """Set how much of the structure a search looks at from now on; what is None stays."""
+        self.nprobe, self.ef_search = nprobe or self.nprobe, ef_search or self.ef_search
+        self.k_factor = k_factor or self.k_factor
+        self._set(self._index)
+
+    @property
     def exact(self) -> bool:
         """Whether the structure compares every full row."""
         return self.factory == "Flat"
@@ -112,6 +132,8 @@ class FaissIndex(LabelIndex):
             found["nprobe"] = self.nprobe
         if "HNSW" in self.factory:
             found["ef_search"] = self.ef_search
+        if REFINED.search(self.factory):
+            found["k_factor"] = self.k_factor
         return found
 
     def save(self, folder: Path) -> None:
@@ -163,10 +185,7 @@ class FaissIndex(LabelIndex):
 
     def _take(self, index: Any, size: int) -> None:
         faiss = import_faiss()
-        space = faiss.ParameterSpace()
-        for name, value in (("nprobe", self.nprobe), ("efSearch", self.ef_search)):
-            if ("IVF" if name == "nprobe" else "HNSW") in self.factory:
-                space.set_index_parameter(index, name, value)
+        self._set(index)
         if self.device.name == "cuda":
             options = faiss.GpuClonerOptions()
             options.useFloat16 = self.float16
@@ -175,3 +194,10 @@ class FaissIndex(LabelIndex):
             except RuntimeError:  # HNSW and other structures have no GPU form
                 self.device = Choice("cpu", f"FAISS has no GPU form of {self.factory!r}")
         self._index, self._size = index, size
+
+    def _set(self, index: Any) -> None:
+        faiss = import_faiss()
+        space = faiss.ParameterSpace() if index is not self._index or self.device.name == "cpu" else faiss.GpuParameterSpace()
+        for option, (name, there) in SETTINGS.items():
+            if there.search(self.factory):
+                space.set_index_parameter(index, name, getattr(self, option))

@@ -28,7 +28,6 @@ from index.recall import REFERENCE, Reason
 from index.store import Spread, Store, version_of
 
 Normalize = Literal["none", "topk", "all", "sigmoid", "calibrated"]
-CANDIDATES = 200  # how many candidates an approximate index is asked for at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,12 +238,12 @@ class Retriever:
     ) -> Found:
         """Return the k best labels of unit rows `queries` float32 (B, D).
 
-        `candidates` is how many the index is asked for before rescoring (at least k, and 200 where a memory has a say);
-        `temperature` changes probabilities, never the order; `diversity` changes the order in which the candidates are chosen
-        from, never a probability; `why` asks for the training queries that speak for each answer; `patience` is for shards,
-        which may be slow (`index.shards.TooLate`) or missing (`ShardsMissing`). With fewer labels than k there are as many
-        answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown normaliser, and for `why` where
-        the bundle keeps no texts of training queries.
+        `candidates` is how many the index is asked for before rescoring: at least k, and 200 where a memory has a say; None
+        is what the bundle's reranker says. `temperature` changes probabilities, never the order; `diversity` changes the order
+        in which the candidates are chosen from, never a probability; `why` asks for the training queries that speak for each
+        answer; `patience` is for shards, which may be slow (`index.shards.TooLate`) or missing (`ShardsMissing`). With fewer
+        labels than k there are as many answers as labels. Raises InputError for k < 1, a temperature ≤ 0, a σ ≤ 0, an unknown
+        normaliser, and for `why` where the bundle keeps no texts of training queries.
         """
         return _search(self.store.live, queries, k, _How(candidates, temperature, normalize, diversity, why, patience))
 
@@ -269,7 +268,8 @@ def _search(live: Live, queries: Tensor, k: int, how: _How) -> Found:
     patience = how.patience or Patience()
     with live.index.lock:  # search, rows and normaliser are of one moment
         k = min(k, len(live.labels))
-        fetched = max(CANDIDATES if how.candidates is None else how.candidates, 0 if recall is None else REFERENCE)
+        wanted = version.reranker.candidates if how.candidates is None else how.candidates
+        fetched = max(wanted, 0 if recall is None else REFERENCE)
         found = live.index.search(queries, max(k, min(fetched, len(live.labels))), temperature, patience)
         retrieved = time.perf_counter()
         topk = live.index.reranked(version.reranker, queries, found, temperature)

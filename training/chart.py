@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -18,7 +18,8 @@ Point = tuple[float, float]
 class Series:
     """A line with its `name` and its points (x ascending, y finite); `marked` draws each point, with its value on hover.
 
-    A `reference`, such as what would be best, is dashed and takes no colour; `filled` shades what is below a line.
+    A `reference`, such as what would be best, is dashed and takes no colour; `filled` shades what is below a line. Without
+    `joined` there is no line, only the points.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Series:
     marked: bool = False
     reference: bool = False
     filled: bool = False
+    joined: bool = True
 
 
 def line_chart(
@@ -129,6 +131,8 @@ def _classes(drawn: Sequence[Series]) -> list[str]:
 
 def _drawn(some: Series, name: str, across: _Axis, up: _Axis) -> list[str]:
     """Return the line, the range of what was averaged behind it, and its marks."""
+    if not some.joined:
+        return list(_marks(some, name, across, up))
     places = [[(across(x), up(y)) for x, y in group] for group in _grouped(some.points)]
     middle = [(_mean([x for x, _ in group]), _mean([y for _, y in group])) for group in places]
     parts = []
@@ -141,12 +145,14 @@ def _drawn(some: Series, name: str, across: _Axis, up: _Axis) -> list[str]:
     if len(middle) > 1:
         parts.append(f'<polyline class="{name}" points="{_listed(middle)}"/>')
     if some.marked or len(middle) == 1:
-        for x, y in some.points:
-            label = escape(f"{some.name}, {shown(x)}: {y:.4g}")
-            parts.append(
-                f'<circle class="{name}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="2.6"><title>{label}</title></circle>'
-            )
+        parts.extend(_marks(some, name, across, up))
     return parts
+
+
+def _marks(some: Series, name: str, across: _Axis, up: _Axis) -> Iterator[str]:
+    for x, y in some.points:
+        label = escape(f"{some.name}, {shown(x)}: {y:.4g}")
+        yield f'<circle class="{name}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="2.6"><title>{label}</title></circle>'
 
 
 def _grouped(points: Sequence[Point]) -> list[Sequence[Point]]:

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from dexml.kernels import Kernels, Prepared
 from dexml.types import TopK
-from index.rerankers.base import Reranker
+from index.rerankers.base import CANDIDATES, Candidates, Reranker
 
 
 class IdentityReranker(Reranker):
     """Leaves the candidates as they are."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
+    def __init__(self, kernels: Kernels, *, candidates: Candidates = CANDIDATES) -> None:
+        self.kernels, self.candidates = kernels, candidates
 
     def rerank(self, queries: Tensor, prepared: Prepared, found: TopK, temperature: float) -> TopK:
         """Return the candidates unchanged, log_z over them."""

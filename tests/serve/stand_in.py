@@ -21,7 +21,8 @@ from dexml.types import LabelTable, TopK
 from index.diversity import diversified
 from index.embedded import Embedded
 from index.live import LiveLabels
-from index.retriever import CANDIDATES, Found
+from index.rerankers.base import CANDIDATES
+from index.retriever import Found
 
 HOSTILE = '<img src=x onerror="document.title=1">'
 LABELS = (
