@@ -34,7 +34,7 @@ _NEAR = 1e-3  # cos of the angle from which on a list counts as a right angle aw
 
 @dataclass(frozen=True, eq=False)
 class Push:
-    """What it takes to get the ordered list `target` int64 (K): the unit vector `row` float32 (D), `angle` degrees off the query.
+    """What it takes to get the ordered list `target` int64 (K): the unit vector `row` float32 (D), `angle` degrees off q.
 
     It is the nearest such vector where it is less than 90° off, and the one of the largest margin where none is that near.
     Where no unit vector is answered with it at the margin asked for, `row` is None, and the `certificate` proves it. With
