@@ -7,7 +7,7 @@ quadattack): the squared distance to the nearest point that is answered with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ def violations(index: ChangingIndex, rows: Tensor, targets: Int64Array, margin: 
 
 @dataclass(frozen=True)
 class Way:
-    """An attack: its loss, learning rate, first λ and margin of cosines; chosen on training rows (benchmarks/bench_audit.py)."""
+    """An attack: loss, learning rate, first λ and margin of cosines, as `benchmarks/bench_audit.py` chose on training rows."""
 
     loss: Loss
     rate: float = 2.2e-3
@@ -74,6 +74,13 @@ class Attacked:
     reached: Int64Array
     norms: npt.NDArray[np.float32]
     relative: npt.NDArray[np.float32]
+
+    @staticmethod
+    def joined(parts: Sequence[Attacked]) -> Attacked:
+        """Return several batches as one."""
+        reached = np.concatenate([part.reached for part in parts])
+        norms = np.concatenate([part.norms for part in parts])
+        return Attacked(reached, norms, np.concatenate([part.relative for part in parts]))
 
     @property
     def rate(self) -> float:
@@ -97,7 +104,7 @@ def attack(
     seed: int = 0,
     told: Callable[[], bool] = lambda: False,
 ) -> Attacked | None:
-    """Return what `way` achieves against the lists `targets` (B, K); `told` is called at each iteration, None where it says stop.
+    """Return what `way` achieves against the lists `targets` (B, K), or None where `told`, asked at each iteration, says stop.
 
     A query has succeeded where the index answers it with exactly its list. Needs an exact index.
     """
