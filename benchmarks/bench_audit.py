@@ -3,7 +3,7 @@
 python benchmarks/bench_audit.py RUN DATA [--tower FOLDER] [--attacked 48] [--only lists|attacks] [--choose]
 
 RUN is a bundle of the data set DATA. Lists are random, of K labels; rows of fewer dimensions than the bundle's are its rows'
-first principal components, unit again. The attacks are on the first two layers of MiniLM under a residual tower trained on DATA,
+first principal components, unit again. The attacks are on two layers of MiniLM under a residual tower trained on DATA,
 kept in FOLDER (made there in two minutes where it is missing). --choose shows what learning rate, λ and margin each attack does
 best with on training rows; the figures are those of test rows.
 """

@@ -142,7 +142,7 @@ def _tables(found: Audit, labels: LiveLabels) -> None:
 
     from training.audit import tables
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     made: tuple[tuple[str, Callable[[], tables.Table], bool], ...] = (
         ("how little changes an answer", lambda: tables.of_pushes(found), bool(found.orders)),
         ("labels that come in most easily", lambda: tables.of_labels(found, labels, "rises"), bool(found.entries)),
@@ -155,7 +155,7 @@ def _tables(found: Audit, labels: LiveLabels) -> None:
         heads, rows = make()
         table = Table(title=title)
         for number, head in enumerate(heads):
-            table.add_column(head, justify="right" if number else "left")
+            table.add_column(head, justify="right" if number else "left", no_wrap=number == 0)
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)

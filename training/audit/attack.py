@@ -32,7 +32,8 @@ def nearest_point(index: ChangingIndex, rows: Tensor, targets: Int64Array, margi
     """Return ‖f − z*‖² (B), z* being the unit vector nearest to f that is answered with the list; 0 where there is none."""
     aims = pushes(index, rows.detach(), targets, margin)
     aimed = torch.stack([row.detach() if aim.row is None else aim.row for row, aim in zip(rows, aims, strict=True)])
-    return (rows - aimed).square().sum(dim=1)
+    distances: Tensor = (rows - aimed).square().sum(dim=1)
+    return distances
 
 
 def violations(index: ChangingIndex, rows: Tensor, targets: Int64Array, margin: float) -> Tensor:

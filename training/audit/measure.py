@@ -128,7 +128,7 @@ class _Auditor:
         asked, index = self.audit.asked, self.index
         top = min(asked.top, len(index) - 1)
         rank = min(RANK, len(index))
-        promoted = f"number {rank} becomes the first" if asked.promote is None else "the label named becomes the first"
+        promoted = f"number {rank} becomes the first" if asked.promote is None else "the one named becomes the first"
         for rows in _blocks(len(self.queries)):
             if self.told("pushes that reorder an answer", rows.start, len(self.queries)):
                 return False

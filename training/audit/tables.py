@@ -21,15 +21,15 @@ def angles(audit: Audit) -> dict[str, list[float]]:
     """Return the degrees of each kind of change, NaN where it is out of reach, the nearest changes first."""
     top = audit.asked.top
     found = {
-        f"any change of the first {top}": [bound.angle for bound in audit.orders],
-        f"a new label among the first {top}": [bound.angle for bound in audit.entries],
+        f"any change in the first {top}": [bound.angle for bound in audit.orders],
+        f"a new label in the first {top}": [bound.angle for bound in audit.entries],
     }
     return found | {name: [push.angle for push in moves] for name, moves in audit.moves.items()}
 
 
 def of_pushes(audit: Audit) -> Table:
     """Return quantiles of the smallest pushes, in degrees."""
-    heads = ("smallest push, degrees", *(f"{100 * of:.0f} %" for of in QUANTILES), "out of reach")
+    heads = ("degrees", *(f"{100 * of:.0f} %" for of in QUANTILES), "out of reach")
     rows = []
     for name, degrees in angles(audit).items():
         there = np.array(degrees)[np.isfinite(degrees)]
@@ -40,7 +40,7 @@ def of_pushes(audit: Audit) -> Table:
 
 def of_reach(audit: Audit) -> Table:
     """Return how many lists of each kind and length can be returned, and what that takes."""
-    heads = ("lists of", "K", "lists", "reachable", "proved out of reach", "undecided", "median push, degrees")
+    heads = ("lists of", "K", "lists", "reachable", "out of reach, proved", "undecided", "median push, degrees")
     rows = []
     for of in audit.reach:
         degrees = [push.angle for push in of.pushes if push.reachable]
@@ -52,7 +52,7 @@ def of_reach(audit: Audit) -> Table:
 def of_attacks(audit: Audit) -> Table:
     """Return the success of each attack at equal iterations, and the norm of its δ."""
     heads = ("K", "attack", "succeeded, percent", "mean ‖δ‖", "of ‖x‖, percent", "mean ‖δ‖ where both succeed")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for strike in audit.strikes:
         of, both = strike.attacked, _both(strike, audit.strikes)
         rows.append(
