@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--no-result", action="store_true", help="print the result and write no file")
     parser.add_argument("--table", action="store_true", help="print the table of docs/plan.md instead, and measure nothing")
     given = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a service, whose shards would spin on each other's cores
     if given.table:
         table(read(given.machine))
         return

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,6 +41,8 @@ K = 10
 
 def main() -> None:
     """Make the bundle, measure each number of shards beside one process, print and write."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # as in a service: threads that spin would slow the processes beside theirs
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_WAIT_POLICY": "passive"})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=384)

@@ -54,8 +54,8 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         yield f"partition {name}", triton_rows.partition_kernel, types, fixed | {"EXCLUDE": True}
         types = common | {"shifts": FLOAT32, "weights": operand, "sums": FLOAT32, "slopes": FLOAT32}
         types |= {"begin": "i32", "end": "i32", "stride": "i32"}
-        for kind, store in ((0, True), (0, False), (1, True), (2, True)):
-            more = {"KIND": kind, "STORE": store, "EXCLUDE": kind == 0}
+        for kind, store in ((0, True), (0, False), (1, True), (2, True), (3, True)):
+            more = {"KIND": kind, "STORE": store, "EXCLUDE": kind in (0, 3)}
             yield (
                 f"weigh {name} kind {kind} {'stored' if store else 'summed'}",
                 triton_rows.weigh_kernel,

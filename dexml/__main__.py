@@ -15,12 +15,14 @@ from dexml.table import unknown
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "data": ("data.cli:command", "Make, convert and check data sets."),
     "train": ("training.cli:train", "Train a dual encoder from a config; leaves a bundle."),
-    "report": ("training.cli:report", "Write a training run's report.html: curves, figures, config, times."),
+    "distill": ("training.distill_cli:distill", "Train a small or quantized student of a bundle on its answers."),
+    "report": ("training.report_cli:report", "Write a training run's report.html; or its P@k against the bits of a label."),
     "evaluate": (
         "training.evaluate_cli:evaluate",
         "Measure a bundle through the path that serves, or any saved scores: P@k, nDCG@k, R@k, PSP@k, …",
     ),
     "compare": ("training.compare_cli:compare", "How far one run is above another, and whether that is luck."),
+    "audit": ("training.audit_cli:audit", "How little changes a bundle's answers, and which it can give at all; attacks."),
     "import": ("training.import_cli:import_", "Make a bundle of a sentence-transformers model and labels; no training."),
     "export": (
         "training.export_cli:export",

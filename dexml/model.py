@@ -16,6 +16,7 @@ from dexml.encoders import ENCODERS, Encoder
 from dexml.encoders.transformer import TransformerEncoder
 from dexml.errors import InputError
 from dexml.plugin import ALIAS
+from dexml.quantization import packed, unpacked
 from dexml.towers import TOWERS, Tower
 from dexml.towers.identity import IdentityTower
 from dexml.towers.residual import ResidualTower
@@ -99,7 +100,7 @@ class DualEncoder:
         else:
             self.encoder.save(folder)
             state = {name: value.contiguous() for name, value in self.tower.state_dict().items() if name != "free"}
-            save_file(state, folder / "tower.safetensors")
+            save_file(packed(state, self.tower.bits), folder / "tower.safetensors")
             _describe_for_sentence_transformers(folder)
         description = {
             "encoder": {"name": self.encoder_name, **_json_options(self.encoder_options)},
@@ -120,7 +121,7 @@ class DualEncoder:
         encoder.load(folder)
         tower = TOWERS.build(tower_name, tower_options, encoder)
         if (folder / "tower.safetensors").exists():
-            tower.load_state_dict(load_file(folder / "tower.safetensors"))
+            tower.load_state_dict(unpacked(load_file(folder / "tower.safetensors")))
         return DualEncoder(encoder, tower.eval(), encoder_name, tower_name, encoder_options, tower_options)
 
 

@@ -37,6 +37,7 @@ def test_no_module_is_named_after_a_dependency():
 
 def test_every_table_row_names_a_class_that_is_there():
     from data import FORMATS
+    from dexml.distillation import DISTILLATIONS
     from dexml.encoders import ENCODERS
     from dexml.losses import LOSSES
     from dexml.towers import TOWERS
@@ -44,7 +45,8 @@ def test_every_table_row_names_a_class_that_is_there():
     from index.rerankers import RERANKERS
     from training.engines import ENGINES
     from training.exporters import EXPORTERS
+    from training.optimizers import OPTIMIZERS
 
-    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES):
+    for table in (FORMATS, DISTILLATIONS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES, OPTIMIZERS):
         for name in table:
             assert (table[name].__doc__ or "").strip(), f"{table.kind} {name} has no docstring"

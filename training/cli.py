@@ -1,4 +1,4 @@
-"""`dexml train` and `dexml report`."""
+"""`dexml train`, and what commands share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dexml.types import Int64Array, LabelTable, Split
     from training.config import Config
+    from training.run import Run
     from training.world import World
 
     Phase = tuple[Split, Split | None, Int64Array]  # rows to train on, rows to watch, and the former's numbers in the split
@@ -58,23 +59,31 @@ def train(
 
         launch(config, settings, resume, if_needed, workers, address)
         return
+    from dexml.config import load
+    from training.config import Config, check
+    from training.run import Run
+
+    read = load(Config, config, settings)
+    check(read)
+    train_as(read, resume, if_needed, Run)
+
+
+def train_as(read: Config, resume: bool, if_needed: bool, make: Callable[..., Run]) -> None:
+    """Train as a checked config says, each phase by the run that `make` gives, as `training.run.Run` is made."""
     import numpy as np
     from rich.console import Console
     from rich.markup import escape
 
     from data import open_format
     from data.progress import reading
-    from dexml.config import load
     from dexml.errors import InputError
-    from training.config import Config, check, settle
+    from training.config import settle
     from training.follow import follow, join
     from training.interrupts import interruptible
     from training.run import hold_out_rows
     from training.trackers import settle as settle_trackers
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    read = load(Config, config, settings)
-    check(read)
     world = join(read)
     click.get_current_context().call_on_close(world.close)
     console.quiet = not world.first
@@ -100,7 +109,7 @@ def train(
         if not world.first:
             follow(settled, labels, phases, resume, interrupted, world)
             return
-        _train_phases(settled, labels, split, phases, trackers, resume, console, interrupted, world)
+        _train_phases(settled, labels, split, phases, trackers, resume, console, interrupted, world, make)
 
 
 def _is_made(config: Config, labels: LabelTable, train: Split, validation: Split | None) -> bool:
@@ -134,6 +143,7 @@ def _train_phases(
     console: Console,
     interrupted: Callable[[], bool],
     world: World,
+    make: Callable[..., Run],
 ) -> None:
     """Train on each phase's rows in turn and export the last one; an interrupt exports what there is and exits with 130."""
     from rich.markup import escape
@@ -145,7 +155,6 @@ def _train_phases(
     from training.display import both, clock, shown
     from training.export import export
     from training.record import Record
-    from training.run import Run
 
     start = time.monotonic()
     state = checkpoint.newest(config.out) if resume else None
@@ -161,7 +170,7 @@ def _train_phases(
         console.print(f"[bold]training {phase} of {len(phases)}[/], {what}" if len(phases) > 1 else "[bold]training[/]")
         began = time.monotonic()
         with console.status("reading texts into features"):
-            run = Run(config, labels, rows, validation, phase, numbers, world)
+            run = make(config, labels, rows, validation, phase, numbers, world)
         run.stop_after, run.weighed, run.calibration = stop_after, judged.weighed, judged.calibration
         read_in = time.monotonic() - began
         INDEXES.build(config.index.name, config.index.options).check(len(labels), run.model.dimension)
@@ -222,18 +231,6 @@ def write_report(out: Path, console: Console) -> None:
         console.print(f"report: {escape(str(write(out)))}")
     except InputError as error:
         console.print(f"note: {escape(str(error))}")
-
-
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def report(run: Path) -> None:
-    """Write RUN/report.html anew: loss, learning rate, gradient norm, validation and test figures, as far as they go.
-
-    `dexml train` and `dexml evaluate` do the same at their end; this is for a run that still goes on, or was killed.
-    """
-    from training.report import write
-
-    click.echo(write(run))
 
 
 def check_outputs(paths: Mapping[str, Path | None]) -> None:

@@ -18,6 +18,7 @@ from dexml.metrics import DEFAULT_PROPENSITY
 from dexml.towers import TOWERS
 from index import INDEXES, default_index
 from index.rerankers import RERANKERS
+from training.optimizers import OPTIMIZERS
 
 Auto = Literal["auto"]
 AUTO = "auto"
@@ -49,7 +50,7 @@ class ValidationSection(Section):
 
 
 class TrainingSection(Section):
-    """The optimisation: AdamW, linear warm-up, linear decay to `final_rate` of each parameter's learning rate."""
+    """The optimisation: linear warm-up, linear decay to `final_rate` of each parameter's learning rate."""
 
     epochs: Annotated[int, Ge(1)] | Auto = "auto"
     batch: Annotated[int, Ge(1)] | Auto = "auto"
@@ -117,6 +118,7 @@ class Config(Section):
     encoder: Choice = Choice(name="bag")
     tower: Choice = Choice(name="tokens")
     loss: Choice = Choice(name="decoupled_softmax")
+    optimizer: Choice = Choice(name="adamw")
     training: TrainingSection = Field(default_factory=TrainingSection)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
@@ -166,6 +168,7 @@ def _check_auto(config: Config) -> None:
 
 def _check_rest(config: Config) -> None:
     LOSSES.options(config.loss.name, config.loss.options)
+    OPTIMIZERS.options(config.optimizer.name, config.optimizer.options)
     if config.index.name != "auto":
         INDEXES.options(config.index.name, config.index.options)
     RERANKERS.options(config.rerank.name, config.rerank.options)

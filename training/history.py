@@ -1,7 +1,8 @@
 """What every step and validation of a run was, one JSON per line in OUT/history.jsonl, as it goes.
 
 {"kind": "step", "phase": 1, "step": 12, "epoch": 2, "loss": …, "rate": …, "gradient_norm": …, "queries": …, "scores": …,
- "seconds": …} and {"kind": "validation", "phase": 1, "step": 20, "epoch": 2, "P@1": …, "P@3": …, "P@5": …, "seconds": …}
+ "seconds": …, "collapsed": {"float32": …, "float16": …, "bfloat16": …}} and
+{"kind": "validation", "phase": 1, "step": 20, "epoch": 2, "P@1": …, "P@3": …, "P@5": …, "seconds": …}
 
 A line is written whole before the next step starts, so that a killed process loses nothing but the step it was in, and a
 checkpoint is never ahead of the history.
@@ -56,6 +57,8 @@ class History:
                 "seconds": round(now.step_seconds, 6),
             }
         ]
+        if now.collapsed is not None:
+            lines[0]["collapsed"] = dict(now.collapsed)
         if now.validation_seconds is not None:
             figures = {"P@1": now.precision_1, "P@3": now.precision_3, "P@5": now.precision_5}
             place = {"kind": "validation", "phase": now.phase, "step": now.step, "epoch": now.epoch}

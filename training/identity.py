@@ -14,6 +14,7 @@ from training.config import Config
 # Where a run is written, how often it is saved, who watches it and what its answers go through afterwards teach it nothing.
 UNTAUGHT: Mapping[str, Any] = {
     **dict.fromkeys(("name", "out", "examples", "index", "rerank", "memory", "data"), True),
+    "distill": {"teacher"},  # where it lies; which it is, its version says
     "training": {"checkpoint_seconds", "trackers", "memory_gib", "timeout_seconds"},
 }
 

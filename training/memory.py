@@ -98,6 +98,7 @@ def forecast(run: Run, chunk: int | None = None) -> Forecast:
         backend = method.loss.serving(*(torch.zeros(1, device=device).expand(count, dimension) for count in (batch, scored)))
         sizes = {"numba": COMPILED + SLAB_BYTES, "reference": 3 * 4 * batch * scored}
         parts.append(Part("scores", sizes.get(backend, 0), "training.batch"))
+    parts.append(Part("shortlists", method.passing, "distill.shortlist"))
     if isinstance(method.loss, ShardedLoss):
         block = min(method.loss.block_bytes, 4 * batch * labels)
         parts.append(Part("scores", 3 * block, "training.batch"))

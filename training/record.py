@@ -16,6 +16,7 @@ from dexml.errors import InputError
 from training import provenance
 from training.faults import FILE as FAULT
 from training.history import History
+from training.stability import Watch
 from training.trackers import FOLDER, Trackers
 
 if TYPE_CHECKING:
@@ -85,11 +86,13 @@ class Record:
         self._write()
         after = None if self.after is None and run.phase == 1 else (run.phase, run.step)
         history = History(self.config.out, after)
+        watch = Watch(self.config, warn)
         trackers = Trackers(self.trackers, self.config.out, self.config.name, run.phase, run.about, run.step, warn)
 
         def report(now: Progress) -> None:
             history.write(now)
             trackers.write(now)
+            watch(now)
             self.spent("training", now.step_seconds)
             self.spent("validation", now.validation_seconds or 0.0)
 

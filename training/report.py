@@ -18,6 +18,7 @@ from training.identity import flat
 
 FILE = "report.html"
 CUTOFFS = (1, 3, 5)
+COLLAPSE = "Positives whose gradient a number type loses, percent"
 
 
 def write(out: Path) -> Path:
@@ -82,6 +83,7 @@ def _charts(steps: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, A
     for title, key in of_steps.items():
         series = [Series(names[phase], [(s["step"], s[key]) for s in steps if s["phase"] == phase]) for phase in phases]
         yield parts.card(title, line_chart(title, "step", series, logarithmic=key == "gradient_norm", from_zero=key == "rate"))
+    yield parts.card(COLLAPSE, line_chart(COLLAPSE, "step", list(_collapsed(steps, names)), from_zero=True))
     several = len({line["phase"] for line in watched}) > 1
     series = [
         Series(
@@ -93,6 +95,15 @@ def _charts(steps: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, A
         for k in CUTOFFS
     ]
     yield parts.card("Validation, percent", line_chart("Validation, percent", "step", series))
+
+
+def _collapsed(steps: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> Iterable[Series]:
+    """Yield a line for each number type, and training where there are several."""
+    for phase, name in names.items():
+        told = [step for step in steps if step["phase"] == phase and "collapsed" in step]
+        for number in told[0]["collapsed"] if told else ():
+            points = [(step["step"], 100 * step["collapsed"][number]) for step in told]
+            yield Series(number if len(names) == 1 else f"{number}, {name}", points)
 
 
 def _tables(

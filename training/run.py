@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from data.validation import split_by_labels
 from dexml.calibration import Calibration
 from dexml.errors import InputError
 from dexml.kernels import choose
-from dexml.losses import LOSSES
+from dexml.losses import LOSSES, Loss
 from dexml.metrics import precision_at
 from dexml.model import DualEncoder
 from dexml.types import Features, Int64Array, LabelTable, Positives, Split
@@ -26,7 +26,7 @@ from training.faults import not_finite
 from training.identity import describe, difference, fingerprint
 from training.negatives import within
 from training.recall import Weighed
-from training.steps import make_step, optimizer
+from training.steps import Step, make_step, optimizer
 from training.world import ALONE, World
 
 
@@ -55,6 +55,8 @@ class Progress:
     precision_5: float | None
     seconds: float
     """Since the run was started or resumed."""
+    collapsed: Mapping[str, float] | None = None
+    """The share of the step's positives that have no gradient in a number type (`training.stability`); None where untold."""
 
 
 def hold_out(config: Config, train: Split) -> tuple[Split, Split | None]:
@@ -102,18 +104,14 @@ class Run:
         self.seen = np.flatnonzero(self.train.positives.counts()).astype(np.int64)  # label numbers that are trained
         self.positives = _renumbered(self.train.positives, self.seen)
         seen_texts = [labels.texts[number] for number in self.seen]
-        self.model = DualEncoder.make(
-            config.encoder.name,
-            config.encoder.options,
-            config.tower.name,
-            config.tower.options,
-            [*self.train.texts, *seen_texts],
-        )
+        self.model = self._model([*self.train.texts, *seen_texts])
         if config.training.free_vectors:
             self.model.tower.free_vectors(len(self.seen[world.share(len(self.seen))]))
         excluded = None if self.train.excluded is None else within(self.train.excluded, self.seen)
         loss = LOSSES.build(config.loss.name, config.loss.options)
-        self.method = make_step(config, self.model, loss, self.train.texts, seen_texts, self.positives, excluded, world)
+        if config.finetune.train == "none" or config.finetune.negatives == "all":
+            loss.check(len(self.seen))
+        self.method = self._method(loss, seen_texts, excluded)
         epochs, batch = config.training.epochs, config.training.batch
         assert isinstance(epochs, int) and isinstance(batch, int), "settle comes before Run"
         self.epochs = epochs
@@ -130,6 +128,15 @@ class Run:
         self.fingerprint = fingerprint(config, labels, train, validation)
         self.about = {**describe(config, labels, train, validation), "ranks": world.size}
 
+    def _model(self, texts: Sequence[str]) -> DualEncoder:
+        """Return the model to train, its encoder fitted on `texts`, of training rows and labels."""
+        config = self.config
+        return DualEncoder.make(config.encoder.name, config.encoder.options, config.tower.name, config.tower.options, texts)
+
+    def _method(self, loss: Loss, labels: Sequence[str], excluded: Positives | None) -> Step:
+        """Return what a batch does; `labels` are the texts of those trained (L), `excluded` pairs (N, L)."""
+        return make_step(self.config, self.model, loss, self.train.texts, labels, self.positives, excluded, self.world)
+
     def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end and return True; or finish the step during which `interrupted` turned true, leave a checkpoint
         and return False.
@@ -143,6 +150,7 @@ class Run:
             for rows in self.batches:
                 began = time.monotonic()
                 loss, gradient_norm = self._step(rows)
+                collapsed = self.method.collapsed()
                 self.step += 1
                 stepped, validated = time.monotonic(), None
                 end_of_epoch = self.step % len(self.batches) == 0
@@ -168,6 +176,7 @@ class Run:
                     precision_3=third,
                     precision_5=fifth,
                     seconds=time.monotonic() - start,
+                    collapsed=collapsed,
                 )
                 report(progress)
                 due = time.monotonic() - saved > self.config.training.checkpoint_seconds

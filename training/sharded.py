@@ -17,6 +17,7 @@ from dexml.losses import Loss
 from dexml.losses.sharded import ShardedLoss
 from dexml.model import DualEncoder
 from dexml.types import Int64Array, Positives
+from training import stability
 from training.config import Config
 from training.early_stopping import BEST
 from training.steps import FrozenFeatures
@@ -64,6 +65,14 @@ class ShardedFeatures(FrozenFeatures):
         squares = self.world.sum(nn.utils.get_total_norm([g for g in own if g is not None]).double().square())
         shared = nn.utils.get_total_norm([p.grad for p in self.shared if p.grad is not None]).double().square()
         return float((squares + shared).sqrt())
+
+    def collapsed(self) -> dict[str, float] | None:
+        """Return the share over all ranks' positives."""
+        return None if self.loss.pulls is None else stability.shares(self.world.sum(stability.counted(self.loss.pulls)))
+
+    def total(self, parameter: Tensor, sums: Tensor) -> Tensor:
+        """Return sums over all ranks' free vectors; of what every rank has whole, this rank's are all."""
+        return self.world.sum(sums) if parameter is self.trained.get(FREE) else sums
 
     def gathered(self, rows: Tensor) -> Tensor:
         """Return the rows of all labels on rank 0; none on the others."""

@@ -15,10 +15,11 @@ from dexml.errors import InputError
 from dexml.losses import Loss
 from dexml.model import DualEncoder
 from dexml.types import Bag, Features, Int64Array, Positives
-from training import negatives
+from training import negatives, stability
 from training.accelerator import accelerator
 from training.config import Config, FinetuneSection
 from training.gradient_cache import Chunk, Texts, cached_backward, rows_of
+from training.optimizers import OPTIMIZERS
 from training.world import World
 
 RATES = {"full": 5e-5, "ssf": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
@@ -33,6 +34,8 @@ class Step(ABC):
     loss: Loss
     scored: int
     """How many labels the last step scored for each query."""
+    passing = 0
+    """Bytes that a step makes besides the rows, their gradients and the loss's scores, for the forecast."""
 
     @abstractmethod
     def backward(self, rows: Int64Array) -> float:
@@ -64,7 +67,15 @@ class Step(ABC):
 
     @abstractmethod
     def groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's parameter groups; `full_rate` is what the schedule multiplies."""
+        """Return the optimizer's parameter groups; `full_rate` is what the schedule multiplies."""
+
+    def collapsed(self) -> dict[str, float] | None:
+        """Return the share of the last batch's positives without a gradient, by number type; None where the loss tells none."""
+        return None if self.loss.pulls is None else stability.shares(stability.counted(self.loss.pulls))
+
+    def total(self, parameter: Tensor, sums: Tensor) -> Tensor:
+        """Return sums over all of a trained parameter, given those over this process's part of it."""
+        return sums
 
     def before(self, step: int) -> None:
         """Do what is due before step number `step`, counted from 0."""
@@ -304,10 +315,9 @@ def tower_groups(model: DualEncoder, config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def optimizer(step: Step, config: Config) -> torch.optim.AdamW:
-    """Return AdamW over all that a step trains. Raises InputError where that is nothing."""
+def optimizer(step: Step, config: Config) -> torch.optim.Optimizer:
+    """Return the config's optimizer of all that a step trains. Raises InputError where that is nothing."""
     groups = step.groups()
     if not groups:
         raise InputError(f"tower {config.tower.name!r} has nothing to train; set training.free_vectors = true")
-    # The binary cross-entropy is a mean over B·L pairs: its gradients are near Adam's usual ε of 1e-8, which would stop them.
-    return torch.optim.AdamW(groups, fused=True, eps=1e-12)
+    return OPTIMIZERS.build(config.optimizer.name, config.optimizer.options).make(groups, step.total)

@@ -94,6 +94,7 @@ class Trackers:
             "speed/queries per second": now.queries / max(now.step_seconds, 1e-9),
             "speed/label scores per second": now.scores / max(now.step_seconds, 1e-9),
         }
+        values.update({f"collapsed/{number}": share for number, share in (now.collapsed or {}).items()})
         if now.validation_seconds is not None:
             figures = {1: now.precision_1, 3: now.precision_3, 5: now.precision_5}
             values.update({f"validation/P{k}": value for k, value in figures.items() if value is not None})

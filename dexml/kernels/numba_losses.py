@@ -31,6 +31,7 @@ class Slab(NamedTuple):
     shares: npt.NDArray[np.float64]  # (nnz) the weight of each positive in its row; 1/|P| unless drawn
     values: npt.NDArray[np.float64]  # (R) out: the value of the row
     coefficients: npt.NDArray[np.float64]  # (R) out: a
+    pulls: npt.NDArray[np.float64]  # (nnz) out: 1 − p of each positive; left alone where nothing stands against it
 
 
 @njit(cache=True)
@@ -52,7 +53,7 @@ def _maximum(row: Any, half: bool, work: Any) -> float:
 
 @njit(cache=True)
 def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: Any) -> tuple[float, float]:
-    """Run pass `kind` over a row: 1 exp, 2 exp without writing, 3 slopes, 4 slopes without writing, 5 softplus."""
+    """Run pass `kind` over a row: 1 exp, 2 exp without writing, 3 slopes, 4 slopes without writing, 5 softplus, 6 hinge."""
     address, vectors, size = row.ctypes.data, len(row) // 16, 32 if half else 64
     sums, first, second = work.ctypes.data, 0.0, 0.0
     s, o = np.float32(scale), np.float32(offset)
@@ -67,8 +68,10 @@ def _pass(kind: int, row: Any, half: bool, scale: float, offset: float, work: An
             passes.slope_16(here, number, s, o, sums) if half else passes.slope_32(here, number, s, o, sums)
         elif kind == 4:
             passes.slope_sum_16(here, number, s, o, sums) if half else passes.slope_sum_32(here, number, s, o, sums)
-        else:
+        elif kind == 5:
             passes.softplus_16(here, number, s, o, sums) if half else passes.softplus_32(here, number, s, o, sums)
+        else:
+            passes.hinge_16(here, number, s, o, sums) if half else passes.hinge_32(here, number, s, o, sums)
         for lane in range(16):
             first += work[lane]
             second += work[16 + lane]
@@ -130,7 +133,7 @@ def _of_negatives(row: Any, half: bool, places: Any, work: Any, single: Any) -> 
     return top, total if math.isfinite(top) else np.nan
 
 
-# In the functions below `values` and `coefficients` have names because numba loses what a parallel loop writes through a field.
+# In the functions below what is written has names of its own because numba loses what a parallel loop writes through a field.
 
 
 @njit(cache=True, parallel=True)
@@ -148,7 +151,7 @@ def negative_lse(slab: Slab) -> None:
 @njit(cache=True, parallel=True)
 def decoupled_softmax(slab: Slab) -> None:
     """−Σ_p share_p [s_p − log(e^{s_p} + Σ_negatives e^{s_n})]; positives leave the sum before it is taken."""
-    values, coefficients = slab.values, slab.coefficients
+    values, coefficients, told = slab.values, slab.coefficients, slab.pulls
     for n in prange(len(values)):
         row, places, of_positives, shares, work, single = _open(slab, n)
         top, total = _of_negatives(row, slab.half, places, work, single)
@@ -160,6 +163,7 @@ def decoupled_softmax(slab: Slab) -> None:
         for p in range(len(places)):
             gap = log_total - of_positives[p]
             values[n] += shares[p] * _softplus(gap)
+            told[slab.indptr[n] + p] = _sigmoid(gap)
             pulls[p] = shares[p] * _sigmoid(gap)
             pulled += pulls[p]
         coefficients[n] = pulled / total
@@ -170,7 +174,7 @@ def decoupled_softmax(slab: Slab) -> None:
 @njit(cache=True, parallel=True)
 def softmax(slab: Slab) -> None:
     """−Σ_p [s_p − log Σ_j e^{s_j}]."""
-    values, coefficients = slab.values, slab.coefficients
+    values, coefficients, told = slab.values, slab.coefficients, slab.pulls
     for n in prange(len(values)):
         row, places, of_positives, _, work, single = _open(slab, n)
         top = _maximum(row, slab.half, work)
@@ -178,13 +182,15 @@ def softmax(slab: Slab) -> None:
         number = len(places)
         values[n], coefficients[n] = number * (top + math.log(total)) - np.sum(of_positives), number / total
         for p in range(number):
-            _write(row, slab.half, places[p], math.exp(of_positives[p] - top) - total / number, single)
+            own = math.exp(of_positives[p] - top)
+            told[slab.indptr[n] + p] = (total - own) / total
+            _write(row, slab.half, places[p], own - total / number, single)
 
 
 @njit(cache=True, parallel=True)
 def binary_cross_entropy(slab: Slab) -> None:
     """(1/L) [Σ_j log(1 + e^{s_j}) − Σ_p s_p], 0 for a row without positives."""
-    values, coefficients = slab.values, slab.coefficients
+    values, coefficients, told = slab.values, slab.coefficients, slab.pulls
     for n in prange(len(values)):
         row, places, of_positives, _, work, single = _open(slab, n)
         total, _ = _pass(5, row, slab.half, 1.0, 0.0, work)
@@ -192,7 +198,27 @@ def binary_cross_entropy(slab: Slab) -> None:
         values[n] = labelled * (total - np.sum(of_positives)) / slab.width
         coefficients[n] = labelled / slab.width
         for p in range(len(places)):
+            told[slab.indptr[n] + p] = _sigmoid(-of_positives[p])
             _write(row, slab.half, places[p], -_sigmoid(-of_positives[p]), single)
+
+
+@njit(cache=True, parallel=True)
+def squared_hinge(slab: Slab, boundary: float, weight: float) -> None:
+    """(1/L) [Σ_negatives max(0, 1 + o)² + weight·Σ_p max(0, 1 − o_p)²], o = s − boundary, 0 for a row without positives."""
+    values, coefficients = slab.values, slab.coefficients
+    for n in prange(len(values)):
+        row, places, of_positives, _, work, single = _open(slab, n)
+        for place in places:
+            _write(row, slab.half, place, -np.inf, single)  # max(0, −∞) = 0
+        total, _ = _pass(6, row, slab.half, 1.0, 1.0 - boundary, work)
+        labelled = 1.0 if len(places) else 0.0
+        for p in range(len(places)):
+            gap = 1.0 + boundary - of_positives[p]
+            if not gap <= 0:  # NaN too
+                total += weight * gap * gap
+                _write(row, slab.half, places[p], -weight * gap, single)
+        values[n] = labelled * total / slab.width
+        coefficients[n] = labelled * 2 / slab.width
 
 
 @njit(cache=True)
@@ -243,7 +269,7 @@ def topk_threshold(slab: Slab, k: int, alpha: float) -> None:
 @njit(cache=True, parallel=True)
 def soft_topk(slab: Slab, k: int, alpha: float) -> None:
     """−Σ_p share_p log σ(α(s_p + t)), Σ_j σ(α(s_j + t)) = k < L, differentiated through t (METHODS §1)."""
-    values, coefficients = slab.values, slab.coefficients
+    values, coefficients, told = slab.values, slab.coefficients, slab.pulls
     for n in prange(len(values)):
         row, places, of_positives, shares, work, single = _open(slab, n)
         values[n], coefficients[n] = 0.0, 0.0
@@ -255,6 +281,7 @@ def soft_topk(slab: Slab, k: int, alpha: float) -> None:
         for p in range(len(places)):
             z = alpha * (of_positives[p] + t)
             values[n] += shares[p] * _softplus(-z)
+            told[slab.indptr[n] + p] = _sigmoid(-z)
             pulls[p] = -shares[p] * alpha * _sigmoid(-z)
             pulled += pulls[p]
         _, slopes = _pass(3, row, slab.half, alpha, alpha * t, work)
@@ -268,3 +295,35 @@ def soft_topk(slab: Slab, k: int, alpha: float) -> None:
             z = alpha * (of_positives[p] + t)
             own = _sigmoid(z) * _sigmoid(-z) - pulls[p] * slopes / pulled if solid else pulls[p]
             _write(row, slab.half, places[p], own, single)
+
+
+@njit(cache=True, parallel=True)
+def stablemax(slab: Slab) -> None:
+    """−Σ_p share_p log [S(s_p) / (S(s_p) + Σ_negatives S(s_n))], S(x) = 1 + x, or 1/(1 − x) for x < 0."""
+    values, coefficients, told = slab.values, slab.coefficients, slab.pulls
+    for n in prange(len(values)):
+        row, places, of_positives, shares, _, single = _open(slab, n)
+        for place in places:
+            _write(row, slab.half, place, -np.inf, single)
+        total = 0.0
+        for place in range(len(row)):
+            score = _read(row, slab.half, place, single)
+            inverse = 1 / (1 + abs(score))  # 0 where nothing is
+            total += 1 + score if score >= 0 else inverse
+            _write(row, slab.half, place, 1.0 if score >= 0 else inverse * inverse, single)
+        values[n], coefficients[n] = 0.0, 0.0
+        if len(places) == 0 or len(places) == slab.width:
+            continue
+        pulled = 0.0
+        pulls = np.empty(len(places))
+        for p in range(len(places)):
+            score = of_positives[p]
+            gap = math.log(total) - math.copysign(math.log1p(abs(score)), score) + 0 * score  # NaN of what is not finite
+            values[n] += shares[p] * _softplus(gap)
+            told[slab.indptr[n] + p] = _sigmoid(gap)
+            pulls[p] = shares[p] * _sigmoid(gap)
+            pulled += pulls[p]
+        coefficients[n] = pulled / total
+        for p in range(len(places)):
+            own = pulls[p] / (1 + abs(of_positives[p]))
+            _write(row, slab.half, places[p], -own * total / max(pulled, 1e-300), single)

@@ -38,11 +38,13 @@ def values_and_gradients(
     factors: npt.NDArray[np.float64],
     half: bool = False,
     wanted: tuple[bool, bool] = (False, False),
+    pulls: npt.NDArray[np.float64] | None = None,
 ) -> tuple[npt.NDArray[np.float64], Tensor | None, Tensor | None]:
     """Return the value v_i of each row of scores (B), and the gradients of Σ_i factors_i·v_i by the inputs that are wanted.
 
     Scores are `queries` (B, D) @ `labels` (L, D).T / τ, L ≥ 1, in float32 or, with `half`, of bfloat16 operands; gradients
-    are summed in float32 and have the inputs' types. `function` fills a slab as `dexml.kernels.numba_losses` says.
+    are summed in float32 and have the inputs' types. `function` fills a slab as `dexml.kernels.numba_losses` says, and
+    with it the `pulls` (nnz) of its positives, where it has any.
     """
     types = queries.dtype, labels.dtype
     batch, count = len(queries), len(labels)
@@ -55,6 +57,7 @@ def values_and_gradients(
     of_queries = torch.zeros(queries.shape) if wanted[0] else None
     of_labels = (torch.empty if batch else torch.zeros)(labels.shape) if wanted[1] else None
     values, indptr, (indices, shares) = np.zeros(batch), pairs[0], pairs[1:]
+    pulls = np.empty(len(indices)) if pulls is None else pulls
     for start in range(0, batch, rows):
         part = slice(start, min(start + rows, batch))
         scores, left = buffer[: part.stop - start], scaled[part].to(kind)
@@ -66,7 +69,8 @@ def values_and_gradients(
         coefficients = np.zeros(len(scores))
         with ONE_AT_A_TIME:
             numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-            function(Slab(bits, half, count, indptr[start : part.stop + 1], indices, shares, values[part], coefficients))
+            ends = indptr[start : part.stop + 1]
+            function(Slab(bits, half, count, ends, indices, shares, values[part], coefficients, pulls))
         # A row that has no gradient must not get one from a factor that is infinite, as that of log 0 may be.
         finite = np.where(coefficients == 0, 0.0, coefficients * (factors[part] / temperature))
         by_row = torch.from_numpy(finite).float()[:, None]

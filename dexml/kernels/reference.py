@@ -63,6 +63,12 @@ def threshold(scores: Tensor, k: float, alpha: float, passes: int = 100) -> Tens
     return t
 
 
+def log_stable(scores: Tensor) -> Tensor:
+    """Return log S, S(x) = 1 + x or 1/(1 − x) for x < 0: sign(x) log(1 + |x|), in each element; NaN of what is not finite."""
+    above, below = torch.where(scores >= 0, scores, 0), torch.where(scores < 0, -scores, 0)
+    return torch.log1p(above) - torch.log1p(below) + 0 * scores  # at 0 the slope is 1, which that of sign and |x| is not
+
+
 class ReferenceKernels(Kernels):
     """Plain torch with the whole (B, L) score matrix in memory; slow, and what every other backend is held to."""
 

@@ -128,9 +128,16 @@ def _softplus(builder: Any, z: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
     return up, [builder.fadd(sums[0], value), sums[1]]
 
 
+def _hinge(builder: Any, z: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
+    """Write max(0, z) and sum its square; NaN stays NaN."""
+    value = builder.select(builder.fcmp_ordered("<=", z, _same(0.0)), _same(0.0), z)
+    return value, [builder.fadd(sums[0], builder.fmul(value, value)), sums[1]]
+
+
 maximum_32, maximum_16 = _row_pass(_maximum, False), _row_pass(_maximum, True)
 exp_32, exp_16 = _row_pass(_exponentials(True), False), _row_pass(_exponentials(True), True)
 exp_sum_32, exp_sum_16 = _row_pass(_exponentials(False), False), _row_pass(_exponentials(False), True)
 slope_32, slope_16 = _row_pass(_slopes(True), False), _row_pass(_slopes(True), True)
 slope_sum_32, slope_sum_16 = _row_pass(_slopes(False), False), _row_pass(_slopes(False), True)
 softplus_32, softplus_16 = _row_pass(_softplus, False), _row_pass(_softplus, True)
+hinge_32, hinge_16 = _row_pass(_hinge, False), _row_pass(_hinge, True)

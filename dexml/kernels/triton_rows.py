@@ -19,7 +19,7 @@ from dexml.kernels.triton_pairs import STRIP, TiledPairs, first_and_last
 from dexml.kernels.triton_tiles import LOG2E, SIZES, log_of_sums, running_sum, splits, tile_of_scores, tuned
 
 SLAB_BYTES = 1 << 30  # of weights
-EXPONENTIAL, SLOPE, SIGMOID = 0, 1, 2  # the weights: 2^{z − shift}, σ(1 − σ), σ
+EXPONENTIAL, SLOPE, SIGMOID, HINGE, STABLE = 0, 1, 2, 3, 4  # the weights: 2^{z − shift}, σ(1 − σ), σ, max(0, z + shift), S'(z)
 WIDEST = 256  # labels of a tile, at most; slabs are whole multiples
 
 TILES = [
@@ -124,7 +124,8 @@ def weigh_kernel(
     """Weigh the scores of the labels [begin, end), with z = s·scale: write row sums and, with STORE, the weights themselves.
 
     KIND 0: weights e = 2^{z − shift}, Σ e. KIND 1: weights σ(1 − σ), Σ σ and Σ σ(1 − σ) with σ = σ(z + shift). KIND 2:
-    weights σ, Σ log(1 + e^{z + shift}). With EXCLUDE (KIND 0) positive pairs weigh nothing. `begin` is a whole strip.
+    weights σ, Σ log(1 + e^{z + shift}). KIND 3: weights h = max(0, z + shift), Σ h². KIND 4: weights S' and Σ S, with S(z) =
+    1 + z, or 1/(1 − z) for z < 0. With EXCLUDE (KIND 0, 3 and 4) positive pairs weigh nothing. `begin` is a whole strip.
     """
     block, split = tl.program_id(0), tl.program_id(1)
     rows = block * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -143,6 +144,21 @@ def weigh_kernel(
                 first, last = first_and_last(starts, block, (begin + tile * BLOCK_L) // STRIP, strips, BLOCK_L // STRIP)
                 weight = without_positives(weight, 0.0, rows_of_pairs, columns_of_pairs, first, last, rows, columns)
             total += tl.sum(weight, 1)
+        elif KIND == 3:
+            z = scores * scale + shift[:, None]
+            weight = tl.where(inside & ~(z <= 0.0), z, 0.0)  # NaN stays
+            if EXCLUDE:
+                first, last = first_and_last(starts, block, (begin + tile * BLOCK_L) // STRIP, strips, BLOCK_L // STRIP)
+                weight = without_positives(weight, 0.0, rows_of_pairs, columns_of_pairs, first, last, rows, columns)
+            total += tl.sum(weight * weight, 1)
+        elif KIND == 4:
+            z = tl.where(inside, scores * scale, float("-inf"))
+            if EXCLUDE:
+                first, last = first_and_last(starts, block, (begin + tile * BLOCK_L) // STRIP, strips, BLOCK_L // STRIP)
+                z = without_positives(z, float("-inf"), rows_of_pairs, columns_of_pairs, first, last, rows, columns)
+            inverse = 1.0 / (1.0 + tl.abs(z))
+            weight = tl.where(z >= 0.0, 1.0, inverse * inverse)
+            total += tl.sum(tl.where(z >= 0.0, 1.0 + z, inverse), 1)
         else:
             z = scores * scale + shift[:, None]
             tail = tl.exp(-tl.abs(z))

@@ -12,6 +12,9 @@ LOSSES: Table[Loss] = Table(
         "soft_topk": "dexml.losses.soft_topk:SoftTopK",
         "softmax": "dexml.losses.softmax:Softmax",
         "bce": "dexml.losses.bce:BinaryCrossEntropy",
+        "squared_hinge": "dexml.losses.squared_hinge:SquaredHinge",
+        "z_loss": "dexml.losses.z_loss:ZLoss",
+        "stablemax": "dexml.losses.stablemax:StableMax",
     },
 )
 

@@ -38,6 +38,16 @@ Shares = npt.NDArray[np.float64]
 class Loss(ABC):
     """A loss over all labels. Options are keyword-only; rows without positives add nothing; inputs are never edited."""
 
+    pulls: Tensor | None = None
+    """What is left of the pull on each positive of the last call (nnz): 1 − p, from 1 at the start to 0 once it is learned.
+
+    NaN where a row asks nothing; None where a loss does not tell.
+    """
+
+    def check(self, labels: int) -> None:
+        """Raise InputError where this loss cannot tell a positive from the rest of so many labels, all of unit rows."""
+        return None
+
     @abstractmethod
     def __call__(self, queries: Tensor, labels: Tensor, positives: Positives) -> Tensor:
         """Return the scalar loss of `queries` (B, D) against `labels` (L, D), differentiable in both."""
@@ -57,8 +67,27 @@ class Pairs:
         return Pairs(*positive_pairs(positives, like.device), torch.from_numpy(shares).to(like))
 
 
-class ScoreLoss(Loss):
-    """A loss of the scores s = queries @ labels.T / τ.
+class ScaledLoss(Loss):
+    """A loss of the scores s = queries @ labels.T / τ, whatever way it takes to them."""
+
+    def __init__(self, *, temperature: Annotated[float, Gt(0)] = 0.05) -> None:
+        self.temperature = temperature
+
+    def shares(self, positives: Positives) -> Shares:
+        """Return the share of each positive in its row (nnz), 1/|P|, or by the weights of soft positives; 1 in all."""
+        counts = np.diff(positives.indptr)
+        if positives.weights is None:
+            return 1 / np.repeat(counts, counts)
+        sums = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=positives.weights, minlength=len(counts))
+        return positives.weights / np.repeat(sums, counts)
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as the matrix products read it."""
+        return tensor
+
+
+class ScoreLoss(ScaledLoss):
+    """A loss that is computed from its scores, row by row.
 
     `products` names the operands of the three matrix products: "bfloat16" is 2 to 2.5 times faster on CPUs that have it, more
     on GPUs, and "auto" takes it there. Scores are then rounded to bfloat16 as well, and gradients differ by about 3e-3;
@@ -68,7 +97,7 @@ class ScoreLoss(Loss):
     def __init__(
         self, *, temperature: Annotated[float, Gt(0)] = 0.05, products: Products = "auto", backend: Backend = "auto"
     ) -> None:
-        self.temperature = temperature
+        super().__init__(temperature=temperature)
         self.products = products
         self.backend = backend
         self._said = ""
@@ -79,6 +108,7 @@ class ScoreLoss(Loss):
         Raises InputError for shapes that disagree, and when the backend asked for cannot serve.
         """
         check_pairs(queries, labels, positives)
+        self.pulls = None
         if len(queries) == 0 or len(labels) == 0:
             return at_least_float32(queries).sum() * 0 + at_least_float32(labels).sum() * 0
         backend, shares = self.serving(queries, labels), self.shares(positives)
@@ -107,6 +137,10 @@ class ScoreLoss(Loss):
             reasons.append(f"{name}: {reason}")
         raise InputError(f"no kernel backend serves this loss ({'; '.join(reasons)})")
 
+    def tell(self, gaps: Tensor) -> None:
+        """Keep the pulls σ(gap) of positives: gaps (nnz) are how far what they stand against is above them, −∞ for nothing."""
+        self.pulls = torch.sigmoid(gaps.detach()).masked_fill_(gaps == -torch.inf, torch.nan)
+
     @abstractmethod
     def value_and_gradient(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return the scalar loss and its gradient (B, L) by `scores` (B, L), a buffer that may be overwritten."""
@@ -118,14 +152,6 @@ class ScoreLoss(Loss):
     @abstractmethod
     def on_gpu(self, queries: Tensor, labels: Tensor, positives: Positives, shares: Shares) -> Tensor:
         """Return the scalar loss, differentiable, by `dexml.kernels.triton_losses`; `shares` as `self.shares` drew them."""
-
-    def shares(self, positives: Positives) -> Shares:
-        """Return the share of each positive in its row (nnz), 1/|P|, or by the weights of soft positives; 1 in all."""
-        counts = np.diff(positives.indptr)
-        if positives.weights is None:
-            return 1 / np.repeat(counts, counts)
-        sums = np.bincount(np.repeat(np.arange(len(counts)), counts), weights=positives.weights, minlength=len(counts))
-        return positives.weights / np.repeat(sums, counts)
 
     def half(self, tensor: Tensor) -> bool:
         """Return whether the products of float32 tensors take bfloat16 operands."""
@@ -174,9 +200,11 @@ def _by_slabs(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the loss and its gradients without the score matrix, in float32 on a CPU."""
     pairs, factors = (positives.indptr, positives.indices, shares), np.full(len(queries), 1 / len(queries))
+    pulls = np.full(len(positives.indices), np.nan)
     values, of_queries, of_labels = values_and_gradients(
-        queries, labels, pairs, loss.fused, loss.temperature, factors, loss.half(queries), wanted
+        queries, labels, pairs, loss.fused, loss.temperature, factors, loss.half(queries), wanted, pulls
     )
+    loss.pulls = torch.from_numpy(pulls)
     return torch.tensor(values.mean(), dtype=torch.float32), of_queries, of_labels
 
 

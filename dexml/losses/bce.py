@@ -20,6 +20,7 @@ class BinaryCrossEntropy(ScoreLoss):
         # A row without positives is a row nobody labelled, not one to which nothing applies: it adds nothing.
         labelled = scores.new_zeros(len(scores)).index_fill_(0, pairs.rows, 1.0)[:, None]
         value = ((softplus(scores) * labelled).sum() - scores[pairs.rows, pairs.columns].sum()) / count
+        self.tell(-scores[pairs.rows, pairs.columns])
         gradient = scores.sigmoid_().mul_(labelled / count)
         gradient[pairs.rows, pairs.columns] -= 1 / count
         return value, gradient
@@ -32,4 +33,5 @@ class BinaryCrossEntropy(ScoreLoss):
         """Do the same on an NVIDIA GPU."""
         from dexml.kernels.triton_losses import binary_cross_entropy
 
-        return binary_cross_entropy(queries, labels, positives, self.temperature, products=self.operands(queries))
+        products = self.operands(queries)
+        return binary_cross_entropy(queries, labels, positives, self.temperature, products=products, tell=self.tell)

@@ -43,6 +43,7 @@ class DecoupledSoftmax(ScoreLoss):
         exponentials = scores.sub_(top).exp_()  # (B, L), 0 at the positives
         sums = exponentials.sum(dim=1)
         gaps = top[:, 0][pairs.rows] + sums.log()[pairs.rows] - of_pairs  # log Σ_n e^{s_n} − s_p; −∞ without negatives
+        self.tell(gaps)
         value = (shares * softplus(gaps)).sum() / batch
         pulls = shares * torch.sigmoid(gaps) / batch
         per_row = sums.new_zeros(len(sums)).index_add_(0, pairs.rows, pulls)
@@ -59,7 +60,8 @@ class DecoupledSoftmax(ScoreLoss):
         from dexml.kernels.triton_losses import decoupled_softmax
 
         weights = torch.from_numpy(shares).to(queries.device, torch.float32)
-        return decoupled_softmax(queries, labels, positives, self.temperature, weights, products=self.operands(queries))
+        products = self.operands(queries)
+        return decoupled_softmax(queries, labels, positives, self.temperature, weights, products=products, tell=self.tell)
 
     def shares(self, positives: Positives) -> Shares:
         """Return 1/|P| of each positive, or 1 for one positive per row, drawn uniformly by torch's generator, and 0 else."""

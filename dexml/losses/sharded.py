@@ -20,11 +20,13 @@ from torch.nn.functional import softplus
 
 from dexml.errors import InputError
 from dexml.kernels.reference import at_least_float32
-from dexml.losses.base import Loss, Pairs, ScoreLoss
+from dexml.losses.base import Loss, Pairs, ScaledLoss
 from dexml.losses.bce import BinaryCrossEntropy
 from dexml.losses.decoupled_softmax import DecoupledSoftmax
 from dexml.losses.soft_topk import SoftTopK
 from dexml.losses.softmax import Softmax
+from dexml.losses.squared_hinge import SquaredHinge
+from dexml.losses.z_loss import ZLoss, terms
 from dexml.types import Positives
 
 BLOCK_BYTES = 64 << 20  # of scores at a time on each rank
@@ -64,8 +66,9 @@ class Block:
         return self.ranks.max(_largest(self.scores))
 
     def per_row(self, of_pairs: Tensor) -> Tensor:
-        """Return the sums over each row's positives on all ranks (b) of a value per pair."""
-        return self.ranks.sum(self.counts.new_zeros(len(self.scores)).index_add_(0, self.pairs.rows, of_pairs))
+        """Return the sums over each row's positives on all ranks (b, …) of what there is of each pair (nnz, …)."""
+        sums = of_pairs.new_zeros(len(self.scores), *of_pairs.shape[1:])
+        return self.ranks.sum(sums.index_add_(0, self.pairs.rows, of_pairs))
 
 
 class ShardedLoss(Loss):
@@ -80,7 +83,7 @@ class ShardedLoss(Loss):
         self, loss: Loss, first: int, ranks: Collectives, *, whole_gradient: bool = True, block_bytes: int = BLOCK_BYTES
     ) -> None:
         """Raises InputError for a loss that has no sharded form."""
-        if type(loss) not in FORMS or not isinstance(loss, ScoreLoss):
+        if type(loss) not in FORMS or not isinstance(loss, ScaledLoss):
             known = ", ".join(form.__name__ for form in FORMS)
             raise InputError(f"loss: {type(loss).__name__} cannot be spread over ranks (these can: {known})")
         self.loss = loss
@@ -93,9 +96,11 @@ class ShardedLoss(Loss):
         """Return the loss over all labels, the same number on every rank, differentiable once in queries and labels.
 
         `queries` (B, D) and `positives` (B, L), numbered through all labels, are the same on every rank; `labels` (L_r, D) are
-        this rank's. A row of float32 or float64 as the inputs are. Raises InputError for shapes that disagree.
+        this rank's, and `pulls` are those of its positives. Of float32 or float64 as the inputs are. Raises InputError for
+        shapes that disagree.
         """
         last = self.first + len(labels)
+        self.pulls = None
         if queries.ndim != 2 or labels.ndim != 2 or queries.shape[1] != labels.shape[1] or len(queries) != len(positives):
             raise InputError(
                 f"queries (B, D), labels (L_r, D) and B rows of positives are needed, got {tuple(queries.shape)}, "
@@ -111,13 +116,14 @@ class ShardedLoss(Loss):
     def compute(self, queries: Tensor, labels: Tensor, positives: Positives) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss, and its gradients by the queries (B, D) and by this rank's labels (L_r, D)."""
         loss, ranks = self.loss, self.ranks
-        assert isinstance(loss, ScoreLoss)
+        assert isinstance(loss, ScaledLoss)
         form = FORMS[type(loss)]
         left, right = loss.operand(at_least_float32(queries)), loss.operand(at_least_float32(labels))
         number = torch.promote_types(at_least_float32(queries).dtype, at_least_float32(labels).dtype)
         value = queries.new_zeros((), dtype=number)
         of_queries, of_labels = (torch.zeros_like(side, dtype=number) for side in (queries, labels))
         local, counts = self._pairs(positives, of_labels)
+        pulls: list[Tensor | None] = []
         # From sizes that all ranks know, so that all make the same blocks: a rank's own width may be smaller or larger.
         rows = max(1, self.block_bytes // (number.itemsize * -(-positives.num_labels // ranks.size)))
         for start in range(0, len(queries), rows):
@@ -126,18 +132,22 @@ class ShardedLoss(Loss):
             pairs = Pairs(local.rows[inside] - start, local.columns[inside], local.shares[inside])
             scores = at_least_float32(left[some] @ right.T).div_(loss.temperature)
             block = Block(scores, pairs, counts[some], len(queries), positives.num_labels, ranks)
+            loss.pulls = None
             part, gradient = form(loss, block)
+            pulls.append(loss.pulls)
             value += part
             gradient = loss.operand(gradient.div_(loss.temperature))
             of_queries[some] = gradient @ right
             of_labels += gradient.T @ left[some]
+        told = [some for some in pulls if some is not None]
+        self.pulls = torch.cat(told) if len(told) == len(pulls) else None
         if self.whole_gradient:
             ranks.sum(of_queries)
         return ranks.sum(value), of_queries.to(queries.dtype), of_labels.to(labels.dtype)
 
     def _pairs(self, positives: Positives, of_labels: Tensor) -> tuple[Pairs, Tensor]:
         """Return the positives among this rank's labels, numbered within them, and each row's number of all (B)."""
-        assert isinstance(self.loss, ScoreLoss)
+        assert isinstance(self.loss, ScaledLoss)
         # Shares are drawn over all labels, by the same random state on every rank, and only then is this rank's part taken.
         every = Pairs.of(positives, self.loss.shares(positives), of_labels)
         mine = (every.columns >= self.first) & (every.columns < self.first + len(of_labels))
@@ -171,6 +181,7 @@ def decoupled_softmax(loss: DecoupledSoftmax, block: Block) -> tuple[Tensor, Ten
     exponentials = scores.sub_(top[:, None]).exp_()  # 0 at the positives
     sums = block.ranks.sum(exponentials.sum(dim=1))
     gaps = top[pairs.rows] + sums.log()[pairs.rows] - of_pairs
+    loss.tell(gaps)
     value = (pairs.shares * softplus(gaps)).sum() / block.batch
     pulls = pairs.shares * torch.sigmoid(gaps) / block.batch
     exponentials *= torch.where(sums > 0, block.per_row(pulls) / sums, 0.0)[:, None]
@@ -184,6 +195,7 @@ def softmax(loss: Softmax, block: Block) -> tuple[Tensor, Tensor]:
     of_pairs = scores[pairs.rows, pairs.columns]
     top = block.top()
     totals = top + block.ranks.sum((scores - top[:, None]).exp_().sum(dim=1)).log()  # log Σ_j e^{s_j} over all labels
+    loss.pulls = -torch.expm1(of_pairs - totals[pairs.rows]).clamp_(max=0)
     value = (totals[pairs.rows] - of_pairs).sum() / block.batch
     gradient = scores.sub_(totals[:, None]).exp_().mul_((block.counts / block.batch)[:, None])
     gradient[pairs.rows, pairs.columns] -= 1 / block.batch
@@ -196,9 +208,27 @@ def binary_cross_entropy(loss: BinaryCrossEntropy, block: Block) -> tuple[Tensor
     count = block.batch * block.labels
     labelled = (block.counts > 0).to(scores)[:, None]
     value = ((softplus(scores) * labelled).sum() - scores[pairs.rows, pairs.columns].sum()) / count
+    loss.tell(-scores[pairs.rows, pairs.columns])
     gradient = scores.sigmoid_().mul_(labelled / count)
     gradient[pairs.rows, pairs.columns] -= 1 / count
     return value, gradient
+
+
+def squared_hinge(loss: SquaredHinge, block: Block) -> tuple[Tensor, Tensor]:
+    """Return this rank's part of the loss and its gradient (b, L_r); no rank needs another, but for the sum of the parts."""
+    return loss.of_scores(block.scores, block.pairs, block.counts > 0, block.batch * block.labels)
+
+
+def z_loss(loss: ZLoss, block: Block) -> tuple[Tensor, Tensor]:
+    """Return this rank's part of the loss and its gradient (b, L_r): its rows need four sums over the ranks."""
+    scores, pairs, ranks = block.scores, block.pairs, block.ranks
+    scores -= (ranks.sum(scores.sum(dim=1)) / block.labels)[:, None]
+    squares = ranks.sum(scores.square().sum(dim=1))
+    of_pairs = scores[pairs.rows, pairs.columns]
+    rest = terms(loss, of_pairs, pairs, block.labels, block.counts, squares, block.per_row)
+    gradient = scores.mul_(2 * rest.of_squares[:, None]).add_(rest.of_sums[:, None])
+    gradient[pairs.rows, pairs.columns] += rest.of_pairs
+    return rest.value / block.batch, gradient.div_(block.batch)
 
 
 def soft_topk(loss: SoftTopK, block: Block) -> tuple[Tensor, Tensor]:
@@ -208,6 +238,7 @@ def soft_topk(loss: SoftTopK, block: Block) -> tuple[Tensor, Tensor]:
         return scores.sum() * 0, torch.zeros_like(scores)
     shifted = scores.add_(threshold(block, loss.k, loss.alpha)[:, None]).mul_(loss.alpha)
     of_pairs = shifted[pairs.rows, pairs.columns]
+    loss.tell(-of_pairs)
     value = (pairs.shares * softplus(-of_pairs)).sum() / block.batch
     pulls = -pairs.shares * loss.alpha * torch.sigmoid(-of_pairs) / block.batch
     sigmoids = shifted.sigmoid_()
@@ -252,4 +283,6 @@ FORMS: Mapping[type[Loss], Callable[[Any, Block], tuple[Tensor, Tensor]]] = {
     SoftTopK: soft_topk,
     Softmax: softmax,
     BinaryCrossEntropy: binary_cross_entropy,
+    SquaredHinge: squared_hinge,
+    ZLoss: z_loss,
 }

@@ -47,6 +47,7 @@ class SoftTopK(ScoreLoss):
         t = threshold(scores, self.k, self.alpha)
         shifted = scores.add_(t[:, None]).mul_(self.alpha)
         of_pairs = shifted[pairs.rows, pairs.columns]
+        self.tell(-of_pairs)
         value = (pairs.shares * softplus(-of_pairs)).sum() / batch
         pulls = -pairs.shares * self.alpha * torch.sigmoid(-of_pairs) / batch  # u at the positives, 0 elsewhere
         sigmoids = shifted.sigmoid_()
@@ -68,4 +69,5 @@ class SoftTopK(ScoreLoss):
         """Do the same on an NVIDIA GPU."""
         from dexml.kernels.triton_losses import soft_topk
 
-        return soft_topk(queries, labels, positives, self.temperature, self.k, self.alpha, products=self.operands(queries))
+        products, tell = self.operands(queries), self.tell
+        return soft_topk(queries, labels, positives, self.temperature, self.k, self.alpha, products, tell)

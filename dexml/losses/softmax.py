@@ -20,6 +20,7 @@ class Softmax(ScoreLoss):
         of_pairs = scores[pairs.rows, pairs.columns]
         totals = torch.logsumexp(scores, dim=1)
         value = (totals[pairs.rows] - of_pairs).sum() / batch
+        self.pulls = -torch.expm1(of_pairs - totals[pairs.rows]).clamp_(max=0)
         counts = scores.new_zeros(len(scores)).index_add_(0, pairs.rows, torch.ones_like(pairs.shares))
         gradient = scores.sub_(totals[:, None]).exp_().mul_((counts / batch)[:, None])
         gradient[pairs.rows, pairs.columns] -= 1 / batch
@@ -33,4 +34,4 @@ class Softmax(ScoreLoss):
         """Do the same on an NVIDIA GPU."""
         from dexml.kernels.triton_losses import softmax_loss
 
-        return softmax_loss(queries, labels, positives, self.temperature, products=self.operands(queries))
+        return softmax_loss(queries, labels, positives, self.temperature, products=self.operands(queries), tell=self.tell)

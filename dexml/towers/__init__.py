@@ -10,8 +10,11 @@ TOWERS: Table[Tower] = Table(
     {
         "tokens": "dexml.towers.tokens:TokenTower",
         "summed": "dexml.towers.summed:SummedTower",
+        "compact": "dexml.towers.compact:CompactTower",
         "residual": "dexml.towers.residual:ResidualTower",
         "identity": "dexml.towers.identity:IdentityTower",
+        "adapted": "dexml.towers.adapted:AdaptedTower",
+        "linear": "dexml.towers.linear:LinearTower",
     },
 )
 

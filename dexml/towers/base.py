@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dexml.encoders import Encoder
+from dexml.quantization import rounded
 from dexml.types import Features
 
 
@@ -26,6 +27,8 @@ class Tower(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.free: nn.Parameter | None = None
+        self.bits: int | None = None
+        """Of the numbers of the weight matrices and of label rows, where these are rounded (`dexml.quantization`)."""
 
     @abstractmethod
     def raw(self, features: Features, *, query: bool) -> Tensor:
@@ -37,6 +40,10 @@ class Tower(nn.Module, ABC):
     def free_vectors(self, labels: int) -> None:
         """Give each of `labels` training labels a free vector."""
         self.free = nn.Parameter(torch.zeros(labels, self.dimension))
+
+    def weight(self, name: str) -> Tensor:
+        """Return a weight matrix as it is used: rounded to `bits`, where they are set."""
+        return rounded(self.get_parameter(name), self.bits)
 
     @property
     def device(self) -> torch.device:
@@ -50,13 +57,13 @@ class Tower(nn.Module, ABC):
     def labels(self, features: Features, *, trained: bool) -> Tensor:
         """Return unit rows (N, D) for labels: all training labels in order (`trained`), or labels without a free vector."""
         rows = self.raw(features, query=False)
-        return self.freed(rows) if trained else normalize(rows, dim=1)
+        return self.freed(rows) if trained else normalize(rounded(rows, self.bits), dim=1)
 
     def freed(self, rows: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Return norm(rows + f) (N, D) with the free vectors of the training labels `numbers` int64 (N); of all by default."""
         if self.free is not None:
             rows = rows + (self.free if numbers is None else self.free[numbers])
-        return normalize(rows, dim=1)
+        return normalize(rounded(rows, self.bits), dim=1)
 
     def forward(self, queries: Features, labels: Features, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return unit rows of a batch of queries (B, D) and of the training labels `numbers` (L, D); of all by default."""
@@ -64,6 +71,22 @@ class Tower(nn.Module, ABC):
 
     def start_from(self, encoder: Encoder) -> None:
         """Set the parameters for a new training; nothing by default."""
+
+    @torch.no_grad()
+    def adopt(self, teacher: Tower, axes: Tensor) -> bool:
+        """Set the parameters so that rows are about the teacher's times `axes` (D of the teacher, D), where that can be.
+
+        Return whether it can. By default a tower of the same kind and sizes is taken over, where the axes are its own. Free
+        vectors are left alone.
+        """
+        own, theirs = (dict(tower.named_parameters()) for tower in (self, teacher))
+        names = own.keys() - {"free"}
+        alike = type(self) is type(teacher) and all(own[name].shape == theirs[name].shape for name in names)
+        if not alike or not torch.equal(axes, torch.eye(self.dimension)):
+            return False
+        for name in names:
+            own[name].copy_(theirs[name])
+        return True
 
     @abstractmethod
     def rate(self, parameter: str) -> float:

@@ -41,7 +41,7 @@ class ResidualTower(Tower):
             raise ValueError("the tower 'residual' needs an encoder that gives dense features, such as 'transformer'")
         if query:
             dense = dropout(dense, self.dropout, training=self.training)
-        return normalize(dense + dense @ self.matrix.T + self.bias, dim=1)
+        return normalize(dense + dense @ self.weight("matrix").T + self.bias, dim=1)
 
     def rate(self, parameter: str) -> float:
         """Return the learning rate of `matrix`, `bias` or `free`."""
@@ -49,5 +49,5 @@ class ResidualTower(Tower):
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Return (I + A, b): the linear layer that this tower is."""
-        matrix, bias = self.matrix.detach(), self.bias.detach()
+        matrix, bias = self.weight("matrix").detach(), self.bias.detach()
         return torch.eye(self.dimension).to(matrix) + matrix, bias

@@ -57,14 +57,14 @@ class SummedTower(Tower):
     def raw(self, features: Features, *, query: bool) -> Tensor:
         """Return the sum (N, D) before it is normalised."""
         bag = bag_of(features)
-        rows = table_rows(self.table, drop(bag, self.dropout) if query and self.training else bag)
+        rows = table_rows(self.weight("table"), drop(bag, self.dropout) if query and self.training else bag)
         return self._dense(features, query=query) + self.log_scale.exp() * rows
 
     def forward(self, queries: Features, labels: Features, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return unit rows of both sides, the table's from one product."""
         bag = bag_of(queries)
         dropped = drop(bag, self.dropout) if self.training else bag
-        query_rows, label_rows = table_rows_of_both(self.table, dropped, bag_of(labels))
+        query_rows, label_rows = table_rows_of_both(self.weight("table"), dropped, bag_of(labels))
         scale = self.log_scale.exp()
         of_labels = self._dense(labels, query=False) + scale * label_rows
         return (
@@ -87,4 +87,4 @@ class SummedTower(Tower):
         if not query:
             return dense
         dense = dropout(dense, self.dense_dropout, training=self.training)
-        return normalize(dense + dense @ self.matrix.T + self.bias, dim=1)
+        return normalize(dense + dense @ self.weight("matrix").T + self.bias, dim=1)

@@ -44,16 +44,24 @@ class TokenTower(Tower):
         """Fill W for a new training."""
         start_table(self.table, encoder, self.start)
 
+    @torch.no_grad()
+    def adopt(self, teacher: Tower, axes: Tensor) -> bool:
+        """Project another table of the same features onto the `axes`."""
+        if not isinstance(teacher, TokenTower) or len(teacher.table) != len(self.table):
+            return False
+        self.table.copy_(teacher.table @ axes)
+        return True
+
     def raw(self, features: Features, *, query: bool) -> Tensor:
         """Return norm(F·W) (N, D); a text without a known feature gives a row of zeros."""
         rows = bag_of(features)
-        return table_rows(self.table, drop(rows, self.dropout) if query and self.training else rows)
+        return table_rows(self.weight("table"), drop(rows, self.dropout) if query and self.training else rows)
 
     def forward(self, queries: Features, labels: Features, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return unit rows of both sides from one product, so that W gets one dense gradient and not two to be added."""
         dropped = drop(bag_of(queries), self.dropout) if self.training else bag_of(queries)
-        query_rows, label_rows = table_rows_of_both(self.table, dropped, bag_of(labels))
-        return query_rows, label_rows if self.free is None else self.freed(label_rows, numbers)
+        query_rows, label_rows = table_rows_of_both(self.weight("table"), dropped, bag_of(labels))
+        return query_rows, self.freed(label_rows, numbers) if self.free is not None or self.bits is not None else label_rows
 
     def rate(self, parameter: str) -> float:
         """Return the learning rate of `table` or `free`."""

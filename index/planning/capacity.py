@@ -174,11 +174,15 @@ def plan(ask: Ask, machine: Machine) -> Plan:
     Raises InputError where no number of machines is: it says what a lone query takes where that is least, and of which part.
     """
     least, best = least_shards(ask, machine), fastest(ask, machine)
+    bests = sorted({fastest(ask, machine, size) for size in (1, 8, MOST)})  # what hastens one query may hold up a full batch
     layout: tuple[int, int] | None = None
     for rows in ROWS:
-        most = best if layout is None else min(best, (layout[0] * layout[1] - 1) // rows)
-        if (fewest := _fewest(ask, machine, rows, least, most)) is not None:
-            layout = fewest, rows
+        for most in bests:
+            if layout is not None:
+                most = min(most, (layout[0] * layout[1] - 1) // rows)
+            if (fewest := _fewest(ask, machine, rows, least, most)) is not None:
+                layout = fewest, rows
+                break
     if layout is None:
         raise InputError(_impossible(ask, machine, least, best))
     shards, rows = layout
@@ -205,13 +209,13 @@ def _fewest(ask: Ask, machine: Machine, rows: int, least: int, most: int) -> int
     return most
 
 
-def fastest(ask: Ask, machine: Machine) -> int:
-    """Return with how many shards a lone query is fastest, of those that hold the labels: more cost the front more than
-    they save.
+def fastest(ask: Ask, machine: Machine, size: int = 1) -> int:
+    """Return with how many shards a batch of `size` queries is fastest, of those that hold the labels: more cost the front
+    more than they save.
     """
     best = shards = least_shards(ask, machine)
     while shards <= max(best, ask.labels) and shards <= 4 * best:
-        if batch_ms(ask, machine, shards, 1).total < batch_ms(ask, machine, best, 1).total:
+        if batch_ms(ask, machine, shards, size).total < batch_ms(ask, machine, best, size).total:
             best = shards
         shards = max(shards + 1, int(1.1 * shards))
     return best

@@ -95,6 +95,7 @@ def _measure(machine: Path | None) -> None:
     from index.planning.measure import measure
 
     path = machine or measured()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in a service, whose shards would spin on each other's cores
     with Console(stderr=True).status("measuring") as status:
         found = measure(lambda what: status.update(f"measuring: {what}"))
     try:

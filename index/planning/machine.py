@@ -48,6 +48,8 @@ class Machine(BaseModel):
     """What each byte of a question or an answer takes more."""
     merge_ns: Positive
     """An answer merged with the others of its query (`index.merge`)."""
+    crowd_ms: Positive
+    """What shards on one machine take longer once there are more of them than cores: about a turn of the scheduler."""
 
     def scan_ms(self, numbers: float, batch: float, together: int = 1) -> float:
         """Return how long a shard of `numbers` takes for a batch, where `together` of its size share this machine.
@@ -60,7 +62,8 @@ class Machine(BaseModel):
         busy = min(self.cores, together)  # cores at work, a shard's thread on each
         rate = max(self._at(self.one_scan_ns, batch) / busy, self._at(self.all_scan_ns, batch) if busy == self.cores else 0.0)
         call = self._at(self.one_call_ms, batch) * max(1.0, together / self.cores)
-        return together * numbers * rate * 1e-6 + call
+        crowd = self.crowd_ms if together > self.cores else 0.0
+        return together * numbers * rate * 1e-6 + call + crowd
 
     def scaled(self, cores: int | None, memory_gib: float | None, read_gb_s: float | None) -> Machine:
         """Return a machine of the same cores, more or fewer, with another memory: nobody measured it.

@@ -25,6 +25,7 @@ SMALL, LARGE = 1 << 25, 1 << 27  # numbers: both too many for a cache, and enoug
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 REPEATS = 11  # of which the lower quartile counts: near the usual time, even where others use the machine
 TAU = 0.05
+LEAST_MS = 1e-3  # what is too little to be measured
 
 
 def measure(report: Callable[[str], None]) -> Machine:
@@ -42,7 +43,7 @@ def measure(report: Callable[[str], None]) -> Machine:
     report("asking another process")
     hop, message, copy = asking(spawn)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Machine(
+    alone = Machine(
         about=f"{_processor()}, {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, numba {metadata.version('numba')}",
         cores=cores,
         memory_gib=round(memory, 1),
@@ -56,7 +57,10 @@ def measure(report: Callable[[str], None]) -> Machine:
         message_ms=message,
         copy_ns=copy,
         merge_ns=merge_ns(),
+        crowd_ms=LEAST_MS,
     )
+    report("scanning in more processes than cores")
+    return alone.model_copy(update={"crowd_ms": crowd_ms(spawn, alone)})
 
 
 def scans(threads: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -131,6 +135,44 @@ def asking(context: multiprocessing.context.SpawnContext) -> tuple[float, float,
         max(1e-4, 1e3 * (more - small) / (many - 1)),
         max(1e-4, (large - small) / (2 * size) * 1e9),
     )
+
+
+def crowd_ms(context: multiprocessing.context.SpawnContext, alone: Machine) -> float:
+    """Return the milliseconds that two shards a core take longer for one query than their work on `alone` does."""
+    shards = 2 * alone.cores
+    numbers = LARGE // shards // WIDTH * WIDTH
+    pipes = []
+    for _ in range(shards):
+        here, there = context.Pipe()
+        context.Process(target=_shard, args=(there, numbers // WIDTH), daemon=True).start()
+        pipes.append(here)
+    for pipe in pipes:
+        pipe.recv()
+
+    def ask() -> None:
+        for pipe in pipes:
+            pipe.send(True)
+        for pipe in pipes:
+            pipe.recv()
+
+    taken = 1e3 * usual_time(ask)
+    for pipe in pipes:
+        pipe.send(None)
+    return max(LEAST_MS, taken - alone.scan_ms(numbers, 1, shards) - alone.hop_ms - shards * alone.message_ms)
+
+
+def _shard(pipe: Connection, rows: int) -> None:
+    torch.set_num_threads(1)
+    import numba
+
+    numba.set_num_threads(1)
+    kernels = choose()
+    prepared, query = kernels.prepare(unit_rows(rows, WIDTH)), unit_rows(1, WIDTH)
+    kernels.scan(query, prepared, K, TAU)
+    pipe.send(True)
+    while pipe.recv():
+        kernels.scan(query, prepared, K, TAU)
+        pipe.send(True)
 
 
 def _echo(pipe: Connection) -> None:

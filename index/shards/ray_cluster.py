@@ -12,13 +12,17 @@ import ipaddress
 import math
 import os
 import secrets
+import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dexml.errors import InputError
 
 NEEDED = "--engine ray needs Ray 2.52 or newer, below 3: pip install 'dexml[ray]'"
+PATIENCE_S = 2.0  # for what is told to end
 TRIES = 2  # Ray gives a node 30 s to come up, which a busy machine may need
 STORE_BYTES = 100 << 20  # answers are small, and travel beside Ray's object store where they are not
 _MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -47,8 +51,10 @@ def check(address: str | None) -> None:
         raise InputError(f"--ray-address {address}: {_MODE}=token, and no token: set {_TOKEN} or {_TOKEN_FILE}")
 
 
-def start(address: str | None, cpus: float) -> Any:
+def start(address: str | None, cpus: float, gpus: bool = False) -> Any:
     """Join the cluster at `address`, or start one with `cpus` in this process's care, and return the module `ray`.
+
+    With `gpus` one of our own has all that Ray finds on this machine, else none.
 
     One of our own listens on loopback alone, asks for a token that nobody else has, and ends with this process. Raises
     InputError when the cluster cannot be reached.
@@ -70,7 +76,8 @@ def start(address: str | None, cpus: float) -> Any:
         return ray
     how: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address is None:  # "local": whatever else runs on this machine, or RAY_ADDRESS names
-        how |= {"address": "local", "num_cpus": math.ceil(cpus), "num_gpus": 0, "include_dashboard": False}
+        how |= {"address": "local", "num_cpus": math.ceil(cpus), "include_dashboard": False}
+        how |= {} if gpus else {"num_gpus": 0}
         how["object_store_memory"] = STORE_BYTES
     for tries_left in reversed(range(TRIES)):
         try:
@@ -85,6 +92,35 @@ def start(address: str | None, cpus: float) -> Any:
     return ray
 
 
+def stop(ray: Any, address: str | None) -> None:
+    """Let go of the cluster at `address`; end what is left of one of our own (None).
+
+    Ray's agents notice by themselves that their node has gone, but take up to half a minute, and hold their ports until then.
+    """
+    ray.shutdown()
+    if address is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + PATIENCE_S
+        while (left := _own_processes()) and time.monotonic() < until:
+            for process in left:
+                with suppress(OSError):
+                    os.kill(process, number)
+            time.sleep(0.05)
+
+
+def _own_processes() -> list[int]:
+    """Return the processes of the cluster that was started here: they alone have its token. None where there is no /proc."""
+    token, found = f"{_TOKEN}={os.environ.get(_TOKEN, '')}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            program = (folder / "cmdline").read_bytes()
+            is_ray = program.startswith(b"ray::") or b"/ray/" in program
+            if is_ray and int(folder.name) != os.getpid() and token in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -97,4 +133,4 @@ def _token_file() -> Path:
     return Path(named) if named else Path.home() / ".ray" / "auth_token"
 
 
-__all__ = ["NEEDED", "check", "start"]
+__all__ = ["NEEDED", "check", "start", "stop"]

@@ -34,10 +34,10 @@ def largest_tensor(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[
 
         monkeypatch.setattr(numba_slabs, "SLAB_BYTES", 1)
         if backend == "triton":
-            from dexml.kernels import triton_losses, triton_rows
+            from dexml.kernels import triton_rows, triton_sums
 
             monkeypatch.setattr(triton_rows, "SLAB_BYTES", 1)
-            monkeypatch.setattr(triton_losses, "KEEP_BYTES", 0)
+            monkeypatch.setattr(triton_sums, "KEEP_BYTES", 0)
         with _Largest() as largest:
             call()
         return largest.size

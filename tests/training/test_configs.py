@@ -13,10 +13,14 @@ import pytest
 
 from data import open_format
 from dexml.config import load
+from dexml.distillation import DISTILLATIONS
+from dexml.towers import TOWERS
 from training.config import Config, check, settle
+from training.distill import DistillConfig
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "training" / "configs").glob("*.toml"))
+STUDENTS = [ROOT / "training" / "configs" / f"{name}.toml" for name in ("distill", "quantize")]
+FILES = sorted(set((ROOT / "training" / "configs").glob("*.toml")) - set(STUDENTS))
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
@@ -25,6 +29,14 @@ def test_a_published_config_passes_every_check(file):
     check(config)
     settled, _ = settle(config, 20_000, ["a text"])
     assert settled.encoder.name != "auto"
+
+
+@pytest.mark.parametrize("file", STUDENTS, ids=[file.stem for file in STUDENTS])
+def test_the_config_of_a_student_needs_its_teacher_alone(file):
+    config = load(DistillConfig, file, ["data.path=anywhere"])
+    assert config.encoder.name == "teacher"
+    assert config.tower.name == "teacher" or TOWERS.options(config.tower.name, config.tower.options)
+    assert DISTILLATIONS.options(config.distillation.name, config.distillation.options)
 
 
 @pytest.mark.parametrize("name", ["eurlex4k", "amazontitles131k", "wikipedia500k", "amazontitles1300k"])

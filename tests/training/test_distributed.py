@@ -64,10 +64,11 @@ def rank_of(parent: int, rank: int) -> int:
 
 
 def test_four_ranks_go_on_from_one_and_end_where_one_does(tiny_config: Path, tmp_path: Path):
-    whole, precisions, losses = make(tiny_config, tmp_path / "whole"), [], []
+    whole, precisions, losses, collapsed = make(tiny_config, tmp_path / "whole"), [], [], []
 
     def note(now: Progress) -> None:
         losses.append(now.loss)
+        collapsed.append(now.collapsed)
         if now.validation_seconds is not None:
             precisions.append([now.precision_1, now.precision_3, now.precision_5])
 
@@ -85,12 +86,15 @@ def test_four_ranks_go_on_from_one_and_end_where_one_does(tiny_config: Path, tmp
     steps = [line for line in history if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(4, whole.steps + 1))  # by one rank, once
     assert [line["loss"] for line in steps] == pytest.approx(losses[3:], rel=1e-3)
+    assert [line["collapsed"] for line in steps] == [pytest.approx(shares, abs=0.03) for shares in collapsed[3:]]
+    assert any(line["collapsed"]["bfloat16"] > 0 for line in steps)
     validated = [[line["P@1"], line["P@3"], line["P@5"]] for line in history if line["kind"] == "validation"]
     assert validated == precisions[1:]
 
 
-def test_accelerate_launches_the_same_ranks(tiny_config: Path, tmp_path: Path):
-    chosen = [word for setting in (*SETTINGS, f"out={tmp_path / 'two'}", "training.epochs=2") for word in ("--set", setting)]
+def test_accelerate_launches_the_same_ranks_which_project_gradients_of_whole_tensors(tiny_config: Path, tmp_path: Path):
+    settings = ("training.epochs=2", "optimizer.name=orthograd")
+    chosen = [word for setting in (*SETTINGS, f"out={tmp_path / 'two'}", *settings) for word in ("--set", setting)]
     # --multi_gpu is accelerate's word for ranks on one machine; without a GPU they are processes on the CPU.
     launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     done = subprocess.run(
@@ -103,7 +107,10 @@ def test_accelerate_launches_the_same_ranks(tiny_config: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "labels spread over 2 ranks" in done.stderr
-    assert Bundle.open(tmp_path / "two").embeddings.shape == (10, 32)
+    alone = make(tiny_config, tmp_path / "one", *settings)
+    assert alone.go(lambda now: None)
+    rows = load_file(versions.current(tmp_path / "two" / "bundle")[0] / "embeddings.safetensors")["embeddings"]
+    torch.testing.assert_close(rows, alone.embeddings(), atol=1e-5, rtol=0)
 
 
 def test_a_killed_rank_ends_the_job_and_its_checkpoint_goes_on_in_one_process(tiny_config: Path, tmp_path: Path):

@@ -62,7 +62,7 @@ def test_a_trained_run_has_a_report_that_needs_no_other_file(trained: Path):
     assert page.fetched == ["data:,"] and "<script" not in text and "@import" not in text and "url(" not in text
     assert "default-src 'none'" in text and "<b>tiny</b>" in page.words, "names are text, whatever they hold"
     titles = re.findall(r'aria-label="([^:]+):', text)
-    assert titles == ["Loss", "Learning rate", "Gradient norm", "Validation, percent"]
+    assert titles == ["Loss", "Learning rate", "Gradient norm", report.COLLAPSE, "Validation, percent"]
     words = " ".join(page.words)
     facts = record.read(trained)
     assert facts is not None and facts["finished"] and facts["seed"] == 0 and facts["config"]["training"]["epochs"] == 6

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dexml.errors import InputError
-from index.shards.ray_cluster import check, start
+from index.shards.ray_cluster import check, start, stop
 
 
 @contextmanager
@@ -33,4 +33,4 @@ def session(workers: int | None, address: str | None) -> Iterator[tuple[Any, int
         yield ray, workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         if not connected:
-            ray.shutdown()
+            stop(ray, address)

@@ -27,6 +27,8 @@ CASES = [
     ("decoupled_softmax", {"positives": "one"}),
     ("softmax", {}),
     ("bce", {}),
+    ("squared_hinge", {"boundary": 0.2}),
+    ("z_loss", {"a": 0.7, "b": 1.5}),
     ("soft_topk", {"k": 3}),
     ("soft_topk", {"k": L}),
     ("soft_topk", {"k": 1, "temperature": 0.001}),  # saturated sigmoids

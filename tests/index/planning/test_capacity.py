@@ -29,6 +29,7 @@ ROUND = Machine(
     message_ms=0.01,
     copy_ns=0.5,
     merge_ns=100,
+    crowd_ms=2,
 )
 ASK = Ask(labels=1e9, dim=100, qps=1000, p99_ms=100, k=10, encode_ms=0.25, network_gbit=8, rtt_ms=0.3)
 
@@ -52,7 +53,7 @@ def test_shards_of_one_machine_share_its_cores_and_its_memory():
     assert ROUND.scan_ms(1e8, 1) == pytest.approx(1e8 * 0.05e-6 + 1)
     assert ROUND.scan_ms(1e8, 1, together=2) == pytest.approx(2 * 1e8 * 0.1e-6 + 2)  # two cores of four
     assert ROUND.scan_ms(1e8, 64, together=4) == pytest.approx(4 * 1e8 * 0.68e-6 + 2)  # 2.4 / 4 cores, but 0.68 by memory
-    assert ROUND.scan_ms(1e8, 1, together=8) == pytest.approx(8 * 1e8 * 0.05e-6 + 4)  # calls take turns
+    assert ROUND.scan_ms(1e8, 1, together=8) == pytest.approx(8 * 1e8 * 0.05e-6 + 4 + 2)  # calls take turns, and shards
 
 
 def test_an_imagined_machine_is_as_fast_as_its_cores_and_its_memory_allow():
