@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_training_is_named(
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tiny_config: Path, tmp_path: Path, run: Run):
     out = tmp_path / "out"
-    asked = ["tune", "train", tiny_config, out, *TRAIN, "--set", "training.epochs=60", "--no-pruning", "--trials", "2"]
+    asked = ["tune", "train", tiny_config, out, *TRAIN, "--set", "training.epochs=15", "--no-pruning", "--trials", "2"]
     command = [sys.executable, "-m", "dexml", *map(str, asked)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         assert process.stderr is not None
