@@ -53,7 +53,7 @@ def test_what_is_set_anew_is_what_an_index_with_these_options_does(counted):
         again = distances(index, lambda: len(index.search(queries, 5, 1.0).ids))  # noqa: B023
         assert again / QUERIES == pytest.approx(more, rel=0.2)
         assert index.describe()[option] == high
-    refined, _ = counted("PQ2,RFlat")
+    refined, _ = counted("PQ2x4,RFlat")
     right = (queries @ unit(ROWS, 0).T).topk(5).indices
 
     def found() -> int:
