@@ -4,8 +4,9 @@
 them are right (`dexml.metrics.hits`). Every answer among the first k of a row counts once; p is its probability, y its hit.
 
 A curve's bins hold equally many answers unless `equal_width` is set. A softmax over thousands of labels leaves most
-probabilities near 0: bins of equal width would then hold nearly everything in one, whose mean hides what is wrong inside it, and a handful of answers
-in each of the others, whose accuracy is noise (Nixon et al., Measuring Calibration in Deep Learning, CVPR Workshops 2019).
+probabilities near 0: bins of equal width would then hold nearly everything in one, whose mean hides what is wrong inside it,
+and a handful of answers in each of the others, whose accuracy is noise (Nixon et al., Measuring Calibration in Deep Learning,
+CVPR Workshops 2019).
 """
 
 from __future__ import annotations
