@@ -1,9 +1,9 @@
 """What a student of fewer dimensions or bits loses to its teacher: plain training, and every distillation beside it.
 
 usage: python benchmarks/bench_distillation.py FOLDER [--seeds 0 1 2] [--students small compact …] [--ways nkd …]
-The teacher is cpu.toml's recipe, in 384 dimensions. A way's options are chosen for the first student, on validation rows, with a
-teacher that has not seen them; then teacher and students are trained on all training rows, by each seed, and measured on test.
-Prints P@1, P@5 and R@100, the mean of the seeds; writes benchmarks/results/distillation_NAME.json. Half an hour of one core.
+The teacher is cpu.toml's recipe, in 384 dimensions. A way's options are chosen for the first student, on validation rows, with
+a teacher that has not seen them; then teacher and students are trained on all training rows, by each seed, and measured on
+test. Prints P@1, P@5 and R@100, the mean of the seeds; writes benchmarks/results/distillation_NAME.json. It takes half an hour.
 """
 
 from __future__ import annotations
