@@ -56,8 +56,8 @@ class StableMax(ScoreLoss):
         temperature = math.floor(temperature / place) * place
         return (
             f"cannot tell a positive from {labels - 1:,} negatives: with rows of length 1 and temperature {self.temperature:g} "
-            f"it outweighs {self.outweighed:,.0f} at most; score a shortlist (finetune.negatives 'in-batch' or 'mined'), or set "
-            f"loss.temperature to {temperature:.2g} or less"
+            f"it outweighs {self.outweighed:,.0f} at most; score a shortlist (finetune.negatives 'in-batch' or 'mined'), or "
+            f"set loss.temperature to {temperature:.2g} or less"
         )
 
     def value_and_gradient(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
