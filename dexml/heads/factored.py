@@ -1,4 +1,4 @@
-"""A linear head under Z-loss whose update takes O(d²) for a query, whatever the number of labels (Vincent et al., NeurIPS 2015).
+"""A linear head under Z-loss whose update takes O(d²) for a query, whatever the number of labels (Vincent et al., NIPS 2015).
 
 W (L, d) is kept as V·U + 1ωᵀ. A step of stochastic gradient descent on all of W multiplies it by a d×d matrix, adds one
 vector to all its rows, and touches the rows of the batch's positives: the first goes into U, the second into ω, the third into
@@ -8,10 +8,15 @@ The result is that of plain SGD on W, to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar
+
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
+from dexml.heads.base import Head
 from dexml.losses.base import Pairs
 from dexml.losses.z_loss import ZLoss, terms
 from dexml.types import Positives
@@ -112,3 +117,35 @@ class FactoredHead:
             self.u = (left * bounded) @ right
         self.inverse = torch.linalg.inv(self.u)
         return len(moved)
+
+
+class ZHead(Head):
+    """`FactoredHead` over `epochs`, at a learning rate of `rate`·L: derivatives of z fall with the number of labels.
+
+    `a` and `b` are those of the loss: a positive pulls until it stands b standard deviations above the rest.
+    """
+
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"b": (4.0, 8.0), "rate": (1.0, 4.0)}
+
+    def __init__(
+        self,
+        *,
+        rate: Annotated[float, Gt(0)] = 1.0,
+        a: Annotated[float, Gt(0)] = 1.0,
+        b: float = 4.0,
+        epochs: Annotated[int, Ge(1)] = 20,
+        batch: Annotated[int, Ge(1)] = 32,
+        seed: Annotated[int, Ge(0)] = 0,
+    ) -> None:
+        self.rate, self.loss = rate, ZLoss(temperature=1.0, a=a, b=b)
+        self.epochs, self.batch, self.seed = epochs, batch, seed
+
+    def stages(self, rows: Tensor, positives: Positives, start: Tensor) -> Iterator[Tensor]:
+        """Yield the weights after every epoch."""
+        head, given = FactoredHead(start.double(), self.loss), rows.double()
+        for epoch in range(self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(rows))
+            for first in range(0, len(order), self.batch):
+                some = order[first : first + self.batch]
+                head.step(given[torch.from_numpy(some)], positives.take(some), self.rate)
+            yield head.weights.float()
