@@ -23,6 +23,7 @@ from training import checkpoint
 from training.config import Config
 from training.early_stopping import BEST, Best
 from training.faults import not_finite
+from training.fixed import fixed_rows, tuned_model
 from training.identity import describe, difference, fingerprint
 from training.negatives import within
 from training.recall import Weighed
@@ -100,20 +101,19 @@ class Run:
         if len(self.train.positives.indices) == 0:
             raise InputError("data: no training row has a label")
         self.seen = np.flatnonzero(self.train.positives.counts()).astype(np.int64)  # label numbers that are trained
+        if config.labels.rows != "trained":
+            self.seen = np.arange(len(labels), dtype=np.int64)  # all are there to be found, and none is moved
         self.positives = _renumbered(self.train.positives, self.seen)
         seen_texts = [labels.texts[number] for number in self.seen]
-        self.model = DualEncoder.make(
-            config.encoder.name,
-            config.encoder.options,
-            config.tower.name,
-            config.tower.options,
-            [*self.train.texts, *seen_texts],
-        )
-        if config.training.free_vectors:
+        self.model = self._model(seen_texts)
+        self.fixed = None if config.labels.rows == "trained" else fixed_rows(config, labels, self.model.dimension)
+        if config.training.free_vectors and self.fixed is None:
             self.model.tower.free_vectors(len(self.seen[world.share(len(self.seen))]))
         excluded = None if self.train.excluded is None else within(self.train.excluded, self.seen)
         loss = LOSSES.build(config.loss.name, config.loss.options)
-        self.method = make_step(config, self.model, loss, self.train.texts, seen_texts, self.positives, excluded, world)
+        self.method = make_step(
+            config, self.model, loss, self.train.texts, seen_texts, self.positives, excluded, world, self.fixed
+        )
         epochs, batch = config.training.epochs, config.training.batch
         assert isinstance(epochs, int) and isinstance(batch, int), "settle comes before Run"
         self.epochs = epochs
@@ -181,6 +181,14 @@ class Run:
         if self.stopped_early:
             self._best.restore(self.method.trained)
         return True
+
+    def _model(self, labels: Sequence[str]) -> DualEncoder:
+        """Return the untrained model, fitted on the training texts and those of the trained `labels`."""
+        config = self.config
+        if config.labels.rows == "bundle":
+            return tuned_model(config)
+        encoder, tower = config.encoder, config.tower
+        return DualEncoder.make(encoder.name, encoder.options, tower.name, tower.options, [*self.train.texts, *labels])
 
     @property
     def stopped_early(self) -> bool:
@@ -259,6 +267,8 @@ class Run:
         `quick` reads the texts of the rest once for all validations, at the precision of training. Of several ranks the first
         gets the rows, and the others none (0, D).
         """
+        if self.fixed is not None:
+            return self.fixed.clone()
         tower = self.model.tower.eval()
         trained = self.method.gathered(tower.labels(self.method.label_features(), trained=True).cpu())
         if not self.world.first:
