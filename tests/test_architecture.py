@@ -38,6 +38,7 @@ def test_no_module_is_named_after_a_dependency():
 def test_every_table_row_names_a_class_that_is_there():
     from data import FORMATS
     from dexml.encoders import ENCODERS
+    from dexml.heads import HEADS
     from dexml.losses import LOSSES
     from dexml.towers import TOWERS
     from index import INDEXES
@@ -45,6 +46,6 @@ def test_every_table_row_names_a_class_that_is_there():
     from training.engines import ENGINES
     from training.exporters import EXPORTERS
 
-    for table in (FORMATS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES):
+    for table in (FORMATS, ENCODERS, LOSSES, HEADS, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES):
         for name in table:
             assert (table[name].__doc__ or "").strip(), f"{table.kind} {name} has no docstring"

@@ -103,34 +103,33 @@ class FactoredHead:
             self.stabilise()
 
     def stabilise(self) -> int:
-        """Bring U's singular values back into [½, 2], the factors going into V, a direction at a time (L·d); return how many.
+        """Bring U's singular values back into [½, 2], the factors going into V, L·d for each direction; return how many.
 
         W stays as it is. Without it U would shrink, and V grow, until their product is made of noise.
         """
         left, values, right = torch.linalg.svd(self.u)
         bounded = values.clamp(LEAST, MOST)
         moved = torch.nonzero(bounded != values)[:, 0]
-        for number in moved.tolist():
-            direction = left[:, number]
-            self.v += torch.outer(self.v @ direction, direction * (values[number] / bounded[number] - 1))
         if len(moved):
+            directions, factors = left[:, moved], (values / bounded)[moved] - 1
+            self.v += ((self.v @ directions) * factors) @ directions.T
             self.u = (left * bounded) @ right
         self.inverse = torch.linalg.inv(self.u)
         return len(moved)
 
 
 class ZHead(Head):
-    """`FactoredHead` over `epochs`, at a learning rate of `rate`·L: derivatives of z fall with the number of labels.
+    """`FactoredHead` over `epochs` of batches of `batch` rows, at a constant learning `rate`.
 
     `a` and `b` are those of the loss: a positive pulls until it stands b standard deviations above the rest.
     """
 
-    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"b": (4.0, 8.0), "rate": (1.0, 4.0)}
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"b": (4.0, 8.0), "rate": (10.0, 30.0)}
 
     def __init__(
         self,
         *,
-        rate: Annotated[float, Gt(0)] = 1.0,
+        rate: Annotated[float, Gt(0)] = 10.0,
         a: Annotated[float, Gt(0)] = 1.0,
         b: float = 4.0,
         epochs: Annotated[int, Ge(1)] = 20,
