@@ -87,11 +87,11 @@ class Squared(Loss):
 
     def weights(self) -> Float64Array:
         """Return the coefficients: in order, X = XW + E with S = (I − W)⁻ᵀ D (I − W)⁻¹, so that W = I − (L/diag L)⁻ᵀ."""
-        unit = self.factor / np.diag(self.factor)
+        unit = self.factor / np.diag(self.factor)[None, :]
         inverse = solve_triangular(unit, np.eye(self.nodes), lower=True, unit_diagonal=True)
         found = np.zeros_like(self.covariance)
-        found[np.ix_(self.order, self.order)] = np.triu(-inverse.T, 1)
-        return found
+        found[np.ix_(self.order, self.order)] = np.triu(-np.asarray(inverse).T, 1)
+        return np.asarray(found, dtype=np.float64)
 
     def gradient(self, weights: Float64Array) -> Float64Array:
         """Return −S(I − W)."""
