@@ -5,8 +5,7 @@ Nguyen et al. (arXiv 2309.13850): g(y|x) = Σ_i softmax_i(TopK(β_i·x + c_i))·
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +30,15 @@ class Mixture:
     @staticmethod
     def of(*experts: tuple[float, float, float, float, float], chosen: int) -> Mixture:
         """Return a mixture of experts (β, c, a, b, σ)."""
-        return Mixture(*(np.array(values, dtype=float) for values in zip(*experts, strict=True)), chosen)
+        beta, c, a, b, sigma = np.array(experts, dtype=float).T
+        return Mixture(beta, c, a, b, sigma, chosen)
 
     def split(self, number: int, chosen: int) -> Mixture:
         """Return the same with an expert twice, each of half its weight: what a fit of one expert too many tends to."""
         order = [*range(len(self.beta)), number]
-        made = Mixture(*(values[order] for values in astuple(self)[:5]), chosen)
-        made.c[[number, -1]] -= np.log(2)
-        return made
+        c = self.c[order]
+        c[[number, -1]] -= np.log(2)
+        return Mixture(self.beta[order], c, self.a[order], self.b[order], self.sigma[order], chosen)
 
     def gates(self, x: Array) -> Array:
         """Return p (n, k)."""
@@ -82,8 +82,8 @@ def cells(fit: Mixture, truth: Mixture) -> npt.NDArray[np.int64]:
 def lines_error(fit: Mixture, truth: Mixture) -> Array:
     """Return Σ |Δ(a, b, σ)| over the cell of each true expert (k*): the experts' part of the Voronoi loss D₁, weights aside."""
     nearest = cells(fit, truth)
-    apart = [np.abs(np.array([getattr(fit, n) - getattr(truth, n)[nearest] for n in ("a", "b", "sigma")])).sum(0)]
-    return np.bincount(nearest, weights=apart[0], minlength=len(truth.beta))
+    apart = np.abs(fit.a - truth.a[nearest]) + np.abs(fit.b - truth.b[nearest]) + np.abs(fit.sigma - truth.sigma[nearest])
+    return np.bincount(nearest, weights=apart, minlength=len(truth.beta)).astype(np.float64)
 
 
 def fit(x: Array, y: Array, start: Mixture, sweeps: int, gate_steps: int = 0, gate_rate: float = 0.0) -> Mixture:
@@ -92,14 +92,13 @@ def fit(x: Array, y: Array, start: Mixture, sweeps: int, gate_steps: int = 0, ga
     for _ in range(sweeps):
         shares = now.gates(x) * now.of_experts(x, y)
         shares /= shares.sum(1, keepdims=True).clip(min=1e-300)
-        lines: dict[str, Any] = {"a": [], "b": [], "sigma": []}
-        for share in shares.T:
+        lines = np.zeros((3, shares.shape[1]))
+        for number, share in enumerate(shares.T):
             weighted = design * share[:, None]
             a, b = np.linalg.solve(weighted.T @ design + 1e-9 * np.eye(2), weighted.T @ y)
             spread = np.sqrt(share @ (y - a * x - b) ** 2 / share.sum().clip(min=1e-9))
-            for name, value in (("a", a), ("b", b), ("sigma", max(spread, 1e-3))):
-                lines[name].append(value)
-        now = replace(now, **{name: np.array(values) for name, values in lines.items()})
+            lines[:, number] = a, b, max(spread, 1e-3)
+        now = replace(now, a=lines[0], b=lines[1], sigma=lines[2])
         for _ in range(gate_steps):
             pulls = (shares - now.gates(x)) * (now.gates(x) > 0)
             now = replace(now, beta=now.beta + gate_rate * (pulls.T @ x) / len(x), c=now.c + gate_rate * pulls.mean(0))

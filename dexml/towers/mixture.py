@@ -89,7 +89,7 @@ class MixtureTower(Tower):
         """Return Σ_i p_i·(A_i·x + b_i) (N, D) for gates p (N, k); an expert computes the rows that chose it."""
         whole = torch.compiler.is_exporting()  # a graph has one shape for all texts
         mixed = torch.zeros_like(rows)
-        for number, matrix in enumerate(self.weight("experts").split(self.dimension)):
+        for number, matrix in enumerate(torch.split(self.weight("experts"), self.dimension)):
             own = gates[:, number : number + 1]
             if whole:
                 mixed = mixed + own * (rows @ matrix.T + self.bias[number])
