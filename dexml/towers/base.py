@@ -96,3 +96,7 @@ class Tower(nn.Module, ABC):
     def undecayed(self) -> frozenset[str]:
         """Return the parameters that weight decay must leave alone (scales)."""
         return frozenset()
+
+    def notes(self) -> tuple[str, ...]:
+        """Return lines that a user should read about the parameters as they are; the training says them, and `dexml info`."""
+        return ()
