@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def heads(folder: Path, data: Data) -> list[dict[str, Any]]:
 def updates(sizes: Sequence[int], dimension: int, batch: int, steps: int) -> list[dict[str, Any]]:
     """Time an update of Z-loss with the factored layer, and of the same on all of W, in float64 on one thread."""
     torch.set_num_threads(1)
-    loss, table = ZLoss(temperature=1.0), []
+    loss = ZLoss(temperature=1.0)
+    table: list[dict[str, Any]] = []
     print(f"{'labels':>10}{'factored ms':>14}{'with upkeep ms':>16}{'dense ms':>12}")
     for count in sizes:
         made, random = torch.Generator().manual_seed(0), np.random.default_rng(0)
@@ -135,9 +137,9 @@ def updates(sizes: Sequence[int], dimension: int, batch: int, steps: int) -> lis
             )
             for _ in range(steps)
         ]
-        factored = [_seconds(lambda pair=pair: head.step(*pair, 1.0)) for pair in given]  # type: ignore[misc]
-
-        whole = [_seconds(lambda pair=pair: _dense(weights, loss, *pair)) for pair in given[: max(3, 1_000_000 // count)]]  # type: ignore[misc]
+        factored = [_seconds(partial(head.step, rows, positives, 1.0)) for rows, positives in given]
+        few = given[: max(3, 1_000_000 // count)]
+        whole = [_seconds(partial(_dense, weights, loss, rows, positives)) for rows, positives in few]
         row = {"labels": count, "factored_ms": np.median(factored) * 1e3, "mean_ms": np.mean(factored) * 1e3}
         table.append({**row, "dense_ms": np.median(whole) * 1e3})
         print(f"{count:>10,}{row['factored_ms']:>14.2f}{row['mean_ms']:>16.2f}{table[-1]['dense_ms']:>12.1f}", flush=True)
@@ -177,10 +179,8 @@ def tuning(bundle: Path, folder: Path, data: Data) -> list[dict[str, Any]]:
     print(f"{'as they are':<28}{before}", flush=True)
     for loss in ("z_loss", "decoupled_softmax"):
         settings: dict[str, Any] = {"labels": {"rows": "bundle", "bundle": bundle}, "loss": {"name": loss}}
-        steps: list[float] = []
         run, _ = trained(config_of(folder, **settings), data)
-        rows = np.arange(run.batches.size)
-        steps = [_seconds(lambda run=run, rows=rows: run.method.backward(rows)) for _ in range(10)]  # type: ignore[misc]
+        steps = [_seconds(partial(run.method.backward, np.arange(run.batches.size))) for _ in range(10)]
         figures = precision(run.query_rows(test.texts), run.embeddings(), test.positives)
         table.append({"queries": loss, "figures": figures, "step_ms": np.median(steps) * 1e3})
         print(f"{f'tuned by {loss}':<28}{figures}  {np.median(steps) * 1e3:.1f} ms a step", flush=True)
@@ -188,7 +188,7 @@ def tuning(bundle: Path, folder: Path, data: Data) -> list[dict[str, Any]]:
 
 
 def _accuracy(each: int, noise: float, way: str) -> float:
-    """Return a classifier's accuracy: 64 features, 400 classes of `each` rows to train on, two layers, rows `way` (400, 100)."""
+    """Return a classifier's accuracy: 64 features, 400 classes of `each` training rows, two layers, rows `way` (400, 100)."""
     made = torch.Generator().manual_seed(0)
     classes = torch.arange(400).repeat(each * 3 // 2)
     inputs = torch.randn(400, 64, generator=made)[classes] + noise * torch.randn(len(classes), 64, generator=made)
