@@ -15,6 +15,7 @@ TOWERS: Table[Tower] = Table(
         "identity": "dexml.towers.identity:IdentityTower",
         "adapted": "dexml.towers.adapted:AdaptedTower",
         "linear": "dexml.towers.linear:LinearTower",
+        "kernel": "dexml.towers.kernel:KernelTower",
     },
 )
 
