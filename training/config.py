@@ -158,12 +158,12 @@ def check(config: Config) -> None:
         _check_rest(config)
         return
     ENCODERS.options(config.encoder.name, config.encoder.options)
-    TOWERS.options(config.tower.name, config.tower.options)
+    key, reader = _reader(config.tower)
     gives = ENCODERS[config.encoder.name].gives
-    if not TOWERS[config.tower.name].reads <= gives:
+    if not TOWERS[reader].reads <= gives:
         fitting = [name for name in TOWERS if TOWERS[name].reads <= gives]
         raise InputError(
-            f"tower.name: {config.tower.name!r} cannot read what the encoder {config.encoder.name!r} gives; "
+            f"{key}: {reader!r} cannot read what the encoder {config.encoder.name!r} gives; "
             f"towers that can: {', '.join(fitting)}"
         )
     _check_finetune(config)
@@ -177,6 +177,17 @@ def _check_labels(config: Config) -> None:
         raise InputError(f"labels.bundle: {needs}")
     if asked.rows != "trained" and config.finetune.train != "none":
         raise InputError(f"finetune.train: 'none' is needed with labels.rows = {asked.rows!r}: the encoder stays as it is")
+
+
+def _reader(tower: Choice) -> tuple[str, str]:
+    """Return the key and the name of the tower that reads the features: the one chosen, or the base behind it.
+
+    Raises InputError for a wrong name or option of either.
+    """
+    key, name, options = "tower.name", tower.name, TOWERS.options(tower.name, tower.options)
+    while "base" in options:
+        key, name, options = "tower.base", options["base"], TOWERS.options(options["base"], options["base_options"] or {})
+    return key, name
 
 
 def _check_auto(config: Config) -> None:
@@ -208,7 +219,7 @@ def _check_finetune(config: Config) -> None:
             f"finetune.train: the encoder {config.encoder.name!r} has no network to train; encoders that have one: "
             f"{', '.join(tunable)}"
         )
-    if "dense" not in TOWERS[config.tower.name].reads:
+    if "dense" not in TOWERS[_reader(config.tower)[1]].reads:
         raise InputError(f"finetune.train: the tower {config.tower.name!r} does not read what the encoder's network makes")
     if tuned.depth < tuned.per_query:
         raise InputError(f"finetune.depth: {tuned.depth} labels mined are fewer than finetune.per_query, {tuned.per_query}")

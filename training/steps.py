@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from training.config import Config, FinetuneSection
 from training.gradient_cache import Chunk, Texts, cached_backward, rows_of
 from training.optimizers import OPTIMIZERS
 from training.world import World
+
+if TYPE_CHECKING:
+    from training.run import Run
 
 RATES = {"full": 5e-5, "ssf": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
 BLOCK = 8192  # queries embedded at a time while negatives are mined
@@ -92,6 +95,10 @@ class Step(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Return what is trained, and how, in words."""
+
+    def notes(self, run: Run) -> tuple[str, ...]:
+        """Return lines that a user should read once a run is over."""
+        return run.model.tower.notes()
 
 
 class FrozenFeatures(Step):
@@ -302,6 +309,12 @@ def make_step(
         if world.size > 1:
             raise InputError(f"labels.rows: {config.labels.rows!r} is for one process, and there are {world.size}")
         return FixedLabels(config, model, loss, texts, fixed, positives)
+    if model.tower.local:
+        if world.size > 1 or config.finetune.train != "none":
+            raise InputError(f"tower {config.tower.name!r} trains on frozen features, in one process")
+        from training.local import LocalFeatures  # which builds on this module
+
+        return LocalFeatures(config, model, loss, texts, labels, positives)
     if world.size > 1:
         from training.sharded import ShardedFeatures  # which builds on this module
 

@@ -6,6 +6,7 @@ A query's gradient of a feature table is in the rows of its own features alone: 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ def _add_products(kernel: Float64Array, gradients: list[tuple[Tensor, Tensor]]) 
     values = torch.cat([of for _, of in gradients]).numpy()
     order = np.argsort(rows, kind="stable")
     edges = np.flatnonzero(np.diff(rows[order], prepend=-1, append=-1))
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         places = order[start:end]
         of_row = values[places]
         kernel[np.ix_(queries[places], queries[places])] += of_row @ of_row.T

@@ -29,7 +29,7 @@ ARMIJO, HALVINGS = 1e-4, 12
 class OneVsAll(Head):
     """`cost` is C, `positive_weight` w₊; a label is done where its gradient is `tolerance` of that at w = 0."""
 
-    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"cost": (1.0, 0.1, 10.0), "positive_weight": (1.0, 5.0, 25.0)}
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"cost": (1.0, 0.1, 10.0), "positive_weight": (1.0, 5.0)}
 
     def __init__(
         self,

@@ -63,7 +63,9 @@ def moved(found: Found) -> str:
     """Return in words how far the kernel moved in training; the note where there is none."""
     if found.note:
         return f"{found.note[0].upper()}{found.note[1:]}."
-    lazy = "nearly the linear model of its start" if found.turn < 0.1 else "not the linear model of its start: it learned features"
+    lazy = (
+        "nearly the linear model of its start" if found.turn < 0.1 else "not the linear model of its start: it learned features"
+    )
     return (
         f"In training the kernel moved by {100 * found.drift:.0f}% of its length; of the two at length 1, the difference is "
         f"{found.turn:.2f}. The run is {lazy}."
@@ -137,7 +139,7 @@ def _kernels(found: Found) -> list[page.Group]:
     )
     heads, rows = of_kernels(found)
     note = (
-        "Residuals along an eigenvector fall at a rate of ηλ: a few large eigenvalues mean that few directions are learned soon. "
+        "Residuals along an eigenvector fall at a rate of ηλ: few large eigenvalues mean that few directions are learned soon. "
         "The more of the labels lies along the first, and the closer the alignment is to 1, the better the kernel suits them. "
         + moved(found)
     )
@@ -150,7 +152,9 @@ def _learning(found: Found, labels: LabelTable, first: str) -> list[page.Group]:
     if learned is None:
         return []
     title = "Residual left of a label, percent, mean"
-    series = [Series(name, list(zip(TIMES.tolist(), (100 * of).tolist(), strict=True))) for name, of in learned.residuals.items()]
+    series = [
+        Series(name, list(zip(TIMES.tolist(), (100 * of).tolist(), strict=True))) for name, of in learned.residuals.items()
+    ]
     drawn = line_chart(title, "time, 1/(ηλ₁)", series, logarithmic_x=True, from_zero=True)
     tables = []
     for last, heading in ((False, "Learned first"), (True, "Learned last")):
