@@ -37,7 +37,7 @@ from training.audit.inputs import Inputs
 LISTS, QUERIES = (1, 5, 10, 20, 50), 100
 DIMENSIONS = {16: 5, 32: 5, 64: 1, 128: 1}  # and how many lists of each verdict are put to the linear programme
 ATTACKED = (1, 5, 10)
-GRID = {"rate": (2.2e-3, 1e-2), "weight": (100.0, 300.0, 1000.0), "margin": (2e-3, 1e-2)}
+GRID = {"rate": (2.2e-3, 5e-3, 1e-2), "weight": (300.0, 1000.0), "margin": (2e-3, 1e-2)}
 CHOSEN_ON = 12  # training rows
 TOWER = """
 name = "two-layers"
