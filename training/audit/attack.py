@@ -48,7 +48,8 @@ def violations(index: ChangingIndex, rows: Tensor, targets: Int64Array, margin: 
         taken = (ids[:, :, None] == listed[:, None, :i]).any(dim=2)
         others = scores.masked_fill(taken, -torch.inf).amax(dim=1)
         total = total + (margin + others - scores[:, :i].amin(dim=1)).clamp(min=0)
-    return total / k
+    mean: Tensor = total / k
+    return mean
 
 
 @dataclass(frozen=True)
