@@ -135,7 +135,13 @@ class Run:
 
     def _method(self, loss: Loss, labels: Sequence[str], excluded: Positives | None) -> Step:
         """Return what a batch does; `labels` are the texts of those trained (L), `excluded` pairs (N, L)."""
-        return make_step(self.config, self.model, loss, self.train.texts, labels, self.positives, excluded, self.world)
+        near = None
+        if self.config.finetune.graph is not None:
+            from training.analysis.graphml import neighbours
+
+            near = neighbours(self.config.finetune.graph, self.labels.ids)[self.seen][:, self.seen]
+        texts = self.train.texts
+        return make_step(self.config, self.model, loss, texts, labels, self.positives, excluded, self.world, near)
 
     def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end and return True; or finish the step during which `interrupted` turned true, leave a checkpoint

@@ -22,7 +22,8 @@ def names(found: Found, labels: LabelTable) -> list[str]:
 
 def of_edges(found: Found, labels: LabelTable, most: int) -> Table:
     """Return the strongest edges, the rows of both ends, and the share of each end's rows that the other shares."""
-    shown, rows = names(found, labels), []
+    shown = names(found, labels)
+    rows: list[tuple[str, ...]] = []
     for one, other in found.edges[:most].tolist():
         cells = (f"{found.weights[one, other]:.2f}", f"{found.counts[one]:,}", f"{found.counts[other]:,}")
         rows.append((shown[one][:60], shown[other][:60], *cells))
@@ -79,7 +80,7 @@ def html(name: str, status: str, found: Found, labels: LabelTable, facts: Mappin
     chart = line_chart("Loss", "round of swaps", [Series("loss", _points(losses), marked=True)])
     versions = provenance.facts()
     about = {**facts, "commit": versions["commit"] or "none", **versions["versions"]}
-    content = [
+    content: list[str | page.Group] = [
         page.Group("Graph", note, [page.section(title, picture or "<p>No edge.</p>", level=3)]),
         page.charts([page.card("Loss", chart)]),
         page.numbers("Edges", heads, rows),

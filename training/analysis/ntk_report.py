@@ -14,6 +14,7 @@ from training.analysis.ntk import CUTOFFS, START, TIMES, TRAINED, Found, Learnin
 from training.chart import Series, line_chart
 
 SHOWN = 12  # labels of a table
+LAZY = 0.1  # turn of a kernel: below, it is taken for constant
 SHARE = 0.9  # of the labels' squares
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -21,7 +22,7 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def of_kernels(found: Found) -> Table:
     """Return a row a kernel: its effective rank, participation, alignment, and where the labels lie."""
     heads = ("kernel", "λ₁, share", "effective rank", "(Σλ)²/Σλ²", "alignment", f"{SHARE:.0%} of labels in")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, kernel in found.kernels.items():
         spectrum = kernel.spectrum
         rows.append(
@@ -51,7 +52,7 @@ def of_ridges(found: Found, run: Sequence[float], run_rows: int) -> Table:
 def of_labels(learning: Learning, labels: LabelTable, *, last: bool) -> Table:
     """Return the labels that are learned first, or `last`."""
     order = np.argsort(-learning.half_lives if last else learning.half_lives, kind="stable")[:SHOWN]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for place in order.tolist():
         number = int(learning.labels[place])
         text = " ".join((labels.texts[number] or labels.ids[number]).split())
@@ -63,12 +64,10 @@ def moved(found: Found) -> str:
     """Return in words how far the kernel moved in training; the note where there is none."""
     if found.note:
         return f"{found.note[0].upper()}{found.note[1:]}."
-    lazy = (
-        "nearly the linear model of its start" if found.turn < 0.1 else "not the linear model of its start: it learned features"
-    )
+    lazy = "the linear model of its start says much of it" if found.turn < LAZY else "it is no linear model of its start"
     return (
         f"In training the kernel moved by {100 * found.drift:.0f}% of its length; of the two at length 1, the difference is "
-        f"{found.turn:.2f}. The run is {lazy}."
+        f"{found.turn:.2f}: {lazy}."
     )
 
 
