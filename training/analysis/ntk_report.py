@@ -15,6 +15,7 @@ from training.chart import Series, line_chart
 
 SHOWN = 12  # labels of a table
 LAZY = 0.1  # turn of a kernel: below, it is taken for constant
+DRAWN = 120  # points of a curve
 SHARE = 0.9  # of the labels' squares
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -155,7 +156,7 @@ def _learning(found: Found, labels: LabelTable, first: str) -> list[page.Group]:
         Series(name, list(zip(TIMES.tolist(), (100 * of).tolist(), strict=True))) for name, of in learned.residuals.items()
     ]
     drawn = line_chart(title, "time, 1/(ηλ₁)", series, logarithmic_x=True, from_zero=True)
-    tables = []
+    tables = [page.section(title, drawn, level=3)]
     for last, heading in ((False, "Learned first"), (True, "Learned last")):
         heads, rows = of_labels(learned, labels, last=last)
         tables.append(page.numbers(heading, heads, rows, level=3))
@@ -164,7 +165,7 @@ def _learning(found: Found, labels: LabelTable, first: str) -> list[page.Group]:
         "many like queries share come first. Where the curves of rare labels are still high while frequent ones are done, "
         "stopping early leaves out the rare ones."
     )
-    return [page.Group("What is learned first", note, [page.charts([page.card(title, drawn, level=3)]), page.columns(tables)])]
+    return [page.Group("What is learned first", note, [page.columns(tables)])]
 
 
 def _ridges(found: Found, run: Sequence[float], run_rows: int) -> page.Group:
@@ -178,4 +179,6 @@ def _ridges(found: Found, run: Sequence[float], run_rows: int) -> page.Group:
 
 
 def _points(values: Float64Array) -> list[tuple[float, float]]:
-    return [(float(number), float(value)) for number, value in enumerate(values, 1) if value > 1e-12]
+    """Return the points of a curve over numbers from 1 on, as close as a logarithmic axis shows them."""
+    places = np.unique(np.geomspace(1, len(values), DRAWN).astype(np.int64))
+    return [(float(number), float(values[number - 1])) for number in places if values[number - 1] > 1e-12]
