@@ -128,11 +128,7 @@ def ntk(
 @click.option("--loss", default="squared", show_default=True, type=click.Choice(("squared", "logistic")))
 @click.option("--scores", is_flag=True, help="Take away what the run's own score of a label says; needs a RUN.")
 @click.option(
-    "--threshold",
-    default=0.3,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Edges of a smaller |weight| are left out.",
+    "--threshold", type=click.FloatRange(min=0), help="Edges of a smaller |weight| are left out; default: 0.3, log-odds of 1."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the rows, where not all are read.")
 @click.option("--graphml", "graph", type=click.Path(path_type=Path), help="Write the graph to this file.")
@@ -145,7 +141,7 @@ def labels(
     count: int,
     loss: Literal["squared", "logistic"],
     scores: bool,
-    threshold: float,
+    threshold: float | None,
     seed: int,
     graph: Path | None,
     page: Path | None,
@@ -165,6 +161,7 @@ def labels(
     from training.cli import check_outputs, write_output
     from training.interrupts import interruptible
 
+    asked = Asked(loss, threshold)
     check_outputs({"--graphml": graph, "--json": output, "--report": page})
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with console.status("reading") as status:
@@ -185,7 +182,7 @@ def labels(
                 status.update(f"{what}: {rounds} rounds of swaps, loss {value:.6g}")
                 return stopped()
 
-            found = find(rows.positives, own, given, Asked(count, loss, threshold, seed), told)
+            found = find(rows.positives, own, given, asked, told)
     shown = Console(highlight=False, soft_wrap=True)
     losses = found.search.losses
     said = f"{len(own)} labels, {len(rows):,} rows of {split}"
@@ -199,7 +196,7 @@ def labels(
         "labels": len(own),
         "loss": loss,
         "scores": scores,
-        "threshold": threshold,
+        "threshold": asked.least,
         "seed": seed,
     }
     if graph is not None:

@@ -63,7 +63,7 @@ def tower_kernel(tower: Tower, features: Features, directions: Tensor, told: Tol
         for row in range(len(features)):
             rows, own = _own(features.take(torch.tensor([row])))
             leaves = {name: nn.Parameter(parameters[name].detach()[rows]) for name in tables}
-            swapped = {f"tower.{name}": leaf for name, leaf in leaves.items()}
+            swapped: dict[str, Tensor] = {f"tower.{name}": leaf for name, leaf in leaves.items()}
             score = torch.func.functional_call(module, swapped, (own,))[0] @ direction
             at = [*leaves.values(), *dense.values()]
             gradients = torch.autograd.grad(score, at, allow_unused=True, materialize_grads=True)

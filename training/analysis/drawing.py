@@ -13,6 +13,7 @@ from dexml.types import Int64Array
 WIDE, HIGH = 210, 26  # of a column and of a row, in units of the drawing
 ROOM = 130  # of a name
 LETTERS = 22  # of a name shown
+HALO = "paint-order:stroke;stroke:var(--card);stroke-width:3px"  # lines pass behind names
 SWEEPS = 8  # over the columns, so that lines cross less
 
 
@@ -57,7 +58,7 @@ def drawn(title: str, weights: Float64Array, order: Int64Array, names: Sequence[
         x, y = at(node)
         text = " ".join(names[node].split())
         short = text if len(text) <= LETTERS else f"{text[: LETTERS - 1].rstrip()}…"
-        parts.append(f'<text x="{x:.1f}" y="{y + 3.5:.1f}">{escape(short)}<title>{escape(text)}</title></text>')
+        parts.append(f'<text x="{x:.1f}" y="{y + 3.5:.1f}" style="{HALO}">{escape(short)}<title>{escape(text)}</title></text>')
     return f'<div class="wide" role="region" aria-label="{escape(title)}" tabindex="0">{"".join(parts)}</svg></div>'
 
 

@@ -14,7 +14,7 @@ from dexml.errors import InputError
 from dexml.types import Int64Array, Positives
 
 MOST_ROWS = 50_000  # drawn of more
-THRESHOLDS: Mapping[str, float] = {"squared": 0.3, "logistic": 1.0}
+THRESHOLDS: Mapping[str, float] = {"squared": 0.3, "logistic": 1.0}  # of probability, and of log-odds
 LEAST = 2  # rows of a label that takes part
 
 Told = Callable[[str, int, float], bool]
@@ -23,7 +23,7 @@ Told = Callable[[str, int, float], bool]
 
 @dataclass(frozen=True)
 class Asked:
-    """A `loss`, and which edges stay: those with |W| above a `threshold`, of probabilities or of log-odds; None is THRESHOLDS."""
+    """A `loss`, and which edges stay: those with |W| above a `threshold`, by default that of THRESHOLDS."""
 
     loss: Literal["squared", "logistic"] = "squared"
     threshold: float | None = None

@@ -22,7 +22,8 @@ def names(found: Found, labels: LabelTable) -> list[str]:
 
 def of_edges(found: Found, labels: LabelTable, most: int) -> Table:
     """Return the strongest edges, the rows of both ends, and the share of each end's rows that the other shares."""
-    shown, rows = names(found, labels), []
+    shown = names(found, labels)
+    rows: list[tuple[str, ...]] = []
     for one, other in found.edges[:most].tolist():
         cells = (f"{found.weights[one, other]:.2f}", f"{found.counts[one]:,}", f"{found.counts[other]:,}")
         rows.append((shown[one][:60], shown[other][:60], *cells))
@@ -79,9 +80,12 @@ def html(name: str, status: str, found: Found, labels: LabelTable, facts: Mappin
     chart = line_chart("Loss", "round of swaps", [Series("loss", _points(losses), marked=True)])
     versions = provenance.facts()
     about = {**facts, "commit": versions["commit"] or "none", **versions["versions"]}
-    content = [
+    search: dict[str, Any] = {"loss at first": f"{losses[0]:.6g}", "loss at last": f"{losses[-1]:.6g}"}
+    if agreement is not None:
+        search |= dict(zip((f"standardised: {of}" for of in ("edges", "the same", "turned round")), agreement, strict=True))
+    content: list[str | page.Group] = [
         page.Group("Graph", note, [page.section(title, picture or "<p>No edge.</p>", level=3)]),
-        page.charts([page.card("Loss", chart)]),
+        page.columns([page.section("Loss", chart), page.facts("Search", search)]),
         page.numbers("Edges", heads, rows),
         page.facts("Settings", about, folded=True),
     ]
