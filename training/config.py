@@ -107,6 +107,17 @@ class MemorySection(Section):
     neighbours: Annotated[int, Ge(1)] | Auto = "auto"
 
 
+class LabelsSection(Section):
+    """What stands for a label: its text's row and a free vector, both trained; or a row that stands still.
+
+    "codes" are fixed vectors far from each other, for labels that have no text; with a `bundle`, labels that it has keep their
+    rows there, and others get one more vector each. "bundle" keeps model and index of `bundle`, and tunes its queries alone.
+    """
+
+    rows: Literal["trained", "codes", "bundle"] = "trained"
+    bundle: Path | None = None
+
+
 class Config(Section):
     """One experiment."""
 
@@ -119,6 +130,7 @@ class Config(Section):
     tower: Choice = Choice(name="tokens")
     loss: Choice = Choice(name="decoupled_softmax")
     optimizer: Choice = Choice(name="adamw")
+    labels: LabelsSection = Field(default_factory=LabelsSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
@@ -140,6 +152,7 @@ class Config(Section):
 
 def check(config: Config) -> None:
     """Look every name and option up in its table, before the work starts. Raises InputError for the first wrong one."""
+    _check_labels(config)
     if config.encoder.name == AUTO or config.tower.name == AUTO:
         _check_auto(config)
         _check_rest(config)
@@ -166,6 +179,15 @@ def _reader(tower: Choice) -> tuple[str, str]:
     while "base" in options:
         key, name, options = "tower.base", options["base"], TOWERS.options(options["base"], options["base_options"] or {})
     return key, name
+
+
+def _check_labels(config: Config) -> None:
+    asked = config.labels
+    if (asked.rows == "bundle") > (asked.bundle is not None) or (asked.rows == "trained" and asked.bundle is not None):
+        needs = "a bundle is needed" if asked.bundle is None else "has no effect while labels.rows is 'trained'"
+        raise InputError(f"labels.bundle: {needs}")
+    if asked.rows != "trained" and config.finetune.train != "none":
+        raise InputError(f"finetune.train: 'none' is needed with labels.rows = {asked.rows!r}: the encoder stays as it is")
 
 
 def _check_auto(config: Config) -> None:
@@ -208,7 +230,12 @@ def settle(config: Config, rows: int, texts: Iterable[str] = ()) -> tuple[Config
 
     `texts` are those that will be encoded, of training rows and labels: they decide about the encoder "auto".
     """
-    config, encoding = _settle_encoder(config, texts)
+    if config.labels.rows == "bundle":
+        from training.fixed import settle_model  # which builds on this module
+
+        config, encoding = settle_model(config)
+    else:
+        config, encoding = _settle_encoder(config, texts)
     small = rows < SMALL
     decided = {
         "epochs": 12 if small else 3,

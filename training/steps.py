@@ -290,8 +290,18 @@ def make_step(
     positives: Positives,
     excluded: Positives | None,
     world: World,
+    fixed: Tensor | None = None,
 ) -> Step:
-    """Return the step that `finetune.train` asks for, over the training `texts` (N), trained `labels` (L), pairs (N, L)."""
+    """Return the step that `finetune.train` asks for, over the training `texts` (N), trained `labels` (L), pairs (N, L).
+
+    With `fixed` rows (L, D) the labels stand still. Raises InputError where several ranks are asked for what one does.
+    """
+    if fixed is not None:
+        from training.fixed import FixedLabels  # which builds on this module
+
+        if world.size > 1:
+            raise InputError(f"labels.rows: {config.labels.rows!r} is for one process, and there are {world.size}")
+        return FixedLabels(config, model, loss, texts, fixed, positives)
     if world.size > 1:
         from training.sharded import ShardedFeatures  # which builds on this module
 
@@ -312,6 +322,7 @@ def tower_groups(model: DualEncoder, config: Config) -> list[dict[str, Any]]:
             "weight_decay": 0.0 if name in still else config.training.weight_decay,
         }
         for name, parameter in model.tower.named_parameters()
+        if parameter.requires_grad
     ]
 
 

@@ -7,13 +7,16 @@ positives of a label are outvoted by its negatives. Finite Newton steps with an 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
+from dexml.heads.base import Head
 from dexml.types import Positives
 
 BLOCK_BYTES = 64 << 20  # of a block's scores, of which about six copies live at a time
@@ -23,13 +26,23 @@ FORCING = 0.1  # what a step leaves of the gradient, by its quadratic model
 ARMIJO, HALVINGS = 1e-4, 12
 
 
-@dataclass(frozen=True)
-class OneVsAll:
+class OneVsAll(Head):
     """`cost` is C, `positive_weight` w₊; a label is done where its gradient is `tolerance` of that at w = 0."""
 
-    cost: float = 1.0
-    positive_weight: float = 1.0
-    tolerance: float = 1e-3
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"cost": (1.0, 0.1, 10.0), "positive_weight": (1.0, 5.0, 25.0)}
+
+    def __init__(
+        self,
+        *,
+        cost: Annotated[float, Gt(0)] = 1.0,
+        positive_weight: Annotated[float, Gt(0)] = 1.0,
+        tolerance: Annotated[float, Gt(0)] = 1e-2,
+    ) -> None:
+        self.cost, self.positive_weight, self.tolerance = cost, positive_weight, tolerance
+
+    def stages(self, rows: Tensor, positives: Positives, start: Tensor) -> Iterator[Tensor]:
+        """Yield the weights once; there is one solution, wherever the search starts."""
+        yield self.fit(rows, positives)
 
     def fit(
         self, rows: Tensor, positives: Positives, start: Tensor | None = None, report: Callable[[int], None] = lambda done: None

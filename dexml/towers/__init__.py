@@ -15,6 +15,7 @@ TOWERS: Table[Tower] = Table(
         "identity": "dexml.towers.identity:IdentityTower",
         "adapted": "dexml.towers.adapted:AdaptedTower",
         "linear": "dexml.towers.linear:LinearTower",
+        "mixture": "dexml.towers.mixture:MixtureTower",
         "kernel": "dexml.towers.kernel:KernelTower",
     },
 )

@@ -20,7 +20,8 @@ class TabuSampler(BaseSampler):  # type: ignore[misc]  # an extra, which mypy do
     It keeps nothing: the walk is taken again, from the study's trials, before each point, so that a study that was killed goes
     on as if it had not been: a trial that was under way then does not count. Of a pruned trial the last intermediate value
     counts, and one that failed is the worst there is. `constraints` gives what a trial breaks of its bounds, each positive
-    where it is broken: that counts before the objective. When all of the grid is known, points are drawn at random.
+    where it is broken: that counts before the objective. An objective suggests all parameters before it may fail. When all of
+    the grid is known, points are drawn at random.
     """
 
     def __init__(
