@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dexml.encoders import scale_shift
+from dexml.encoders import kernel_adapter, scale_shift
 from dexml.errors import InputError
 from dexml.losses import Loss
 from dexml.model import DualEncoder
@@ -22,7 +22,7 @@ from training.gradient_cache import Chunk, Texts, cached_backward, rows_of
 from training.optimizers import OPTIMIZERS
 from training.world import World
 
-RATES = {"full": 5e-5, "ssf": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
+RATES = {"full": 5e-5, "ssf": 2e-3, "snnk": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
 BLOCK = 8192  # queries embedded at a time while negatives are mined
 
 
@@ -155,6 +155,8 @@ class GradientCached(Step):
         module = self.network.module
         if self.tuned.train == "ssf":
             scale_shift.attach(module)
+        elif self.tuned.train == "snnk":
+            kernel_adapter.attach(module)
         module.to(self.device)
         model.tower.to(self.device)
         own = {f"encoder.{name}": value for name, value in module.named_parameters() if value.requires_grad}

@@ -1,8 +1,8 @@
 """Ridge regression of a row's labels, one solve for all of them: the fully bundled head of scalable neural network kernels.
 
 W = argmin ‖X·Wᵀ − Y‖² + λ‖W − c·S‖², that is Wᵀ = (XᵀX + λI)⁻¹(XᵀY + λc·Sᵀ), for rows X (N, D) and Y (N, L) of zeros and ones.
-With S = 0 it is the paper's (XᵀX + λI)⁻¹XᵀY (Sehanobish et al., ICLR 2024, 3.3). Rows S of the labels' texts keep a label of few
-rows near its text; c = ⟨Y, X·Sᵀ⟩/‖X·Sᵀ‖² explains Y best by the texts alone.
+With S = 0 it is the paper's (XᵀX + λI)⁻¹XᵀY (Sehanobish et al., ICLR 2024). Rows S of the labels' texts keep a label of few
+rows near its text; c = ⟨Y, X·Sᵀ⟩/‖X·Sᵀ‖² is what explains Y best by the texts alone.
 """
 
 from __future__ import annotations

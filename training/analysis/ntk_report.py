@@ -139,7 +139,7 @@ def _kernels(found: Found) -> list[page.Group]:
     )
     heads, rows = of_kernels(found)
     note = (
-        "Residuals along an eigenvector fall at a rate of ηλ: a few large eigenvalues mean that few directions are learned soon. "
+        "Residuals along an eigenvector fall at a rate of ηλ: few large eigenvalues mean that few directions are learned soon. "
         "The more of the labels lies along the first, and the closer the alignment is to 1, the better the kernel suits them. "
         + moved(found)
     )
