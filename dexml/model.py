@@ -95,7 +95,9 @@ class DualEncoder:
         """
         folder.mkdir(parents=True, exist_ok=True)
         tower_name, tower_options = self.tower_name, self.tower_options
-        if isinstance(self.encoder, TransformerEncoder) and isinstance(self.tower, ResidualTower | IdentityTower):
+        plain = isinstance(self.encoder, TransformerEncoder) and self.encoder.plain
+        if plain and isinstance(self.tower, ResidualTower | IdentityTower):
+            assert isinstance(self.encoder, TransformerEncoder)
             self.encoder.save(folder, self.tower.merged())
             tower_name, tower_options = "identity", {}
         else:

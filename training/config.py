@@ -71,7 +71,8 @@ class TrainingSection(Section):
 
 
 class FinetuneSection(Section):
-    """Training of the encoder itself, beside its tower: `train` all of it ("full"), scales and shifts ("ssf"), or nothing.
+    """Training of the encoder itself, beside its tower: `train` all of it ("full"), scales and shifts ("ssf"), adapters of
+    kernel features ("snnk"), or nothing.
 
     `rate` is its learning rate, "auto" by kind; its gradient is clipped to the norm `clip`. `chunk` tokens are encoded at a
     time, which sets the memory of a step. A step scores all labels; or those that are positives in its batch, up to
@@ -80,7 +81,7 @@ class FinetuneSection(Section):
     file `graph` join to its own (`dexml analyze labels`).
     """
 
-    train: Literal["none", "full", "ssf"] = "none"
+    train: Literal["none", "full", "ssf", "snnk"] = "none"
     rate: Annotated[float, Gt(0)] | Auto = "auto"
     clip: Annotated[float, Gt(0)] = 1.0
     chunk: Annotated[int, Ge(1)] = 8192

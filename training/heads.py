@@ -24,6 +24,8 @@ from dexml.heads import HEADS
 from dexml.kernels import choose
 from dexml.metrics import precision_at
 from dexml.model import DualEncoder
+from dexml.towers import TOWERS
+from dexml.towers.kernel import KernelTower
 from dexml.towers.linear import LinearTower, as_unit_rows, with_one
 from dexml.types import Int64Array, Positives, Split
 from index import INDEXES, canary
@@ -46,10 +48,10 @@ class Base:
 
     @staticmethod
     @torch.no_grad()
-    def of(bundle: Bundle, model: DualEncoder, train: Split) -> Base:
-        """Return the rows of a bundle, features read as in training; a row of which the model knows no word has no label."""
+    def of(texts: Tensor, model: DualEncoder, train: Split) -> Base:
+        """Return a model's rows, features read as in training; one of which it knows no word has no label. `texts` are unit."""
         rows = model.tower.eval().queries(model.encoder.encode_many(train.texts)).cpu()
-        return Base(with_one(rows), bundle.embeddings, train.positives)
+        return Base(with_one(rows), texts, train.positives)
 
     def take(self, numbers: Int64Array) -> Base:
         """Return some of the training rows."""
@@ -165,6 +167,16 @@ def publish_head(
 
     counts = base.positives.counts()
     return publish(out, headed, source.labels, counts, embeddings, facts, index.save, add=add), said
+
+
+def with_features(model: DualEncoder, texts: Tensor, count: int) -> tuple[DualEncoder, Tensor]:
+    """Return the model with `count` kernel features behind its tower, and those of label rows `texts` (L, D), unit rows too."""
+    asked: dict[str, Any] = {"base": model.tower_name, "base_options": model.tower_options, "features": count}
+    options = TOWERS.options("kernel", asked)
+    tower = KernelTower(model.encoder, **options)
+    tower.base.load_state_dict({key: value for key, value in model.tower.state_dict().items() if key != "free"})
+    headed = DualEncoder(model.encoder, tower.eval(), model.encoder_name, "kernel", model.encoder_options, options)
+    return headed, tower.of_labels(texts)
 
 
 def _rows_of(base: Base, name: str, chosen: Chosen) -> tuple[Tensor, float, float]:

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from dexml.encoders import scale_shift
+from dexml.encoders import kernel_adapter, scale_shift
 from dexml.errors import InputError
 from dexml.losses import Loss
 from dexml.model import DualEncoder
@@ -26,7 +26,7 @@ from training.world import World
 if TYPE_CHECKING:
     from training.run import Run
 
-RATES = {"full": 5e-5, "ssf": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
+RATES = {"full": 5e-5, "ssf": 2e-3, "snnk": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
 BLOCK = 8192  # queries embedded at a time while negatives are mined
 
 
@@ -165,6 +165,8 @@ class GradientCached(Step):
         module = self.network.module
         if self.tuned.train == "ssf":
             scale_shift.attach(module)
+        elif self.tuned.train == "snnk":
+            kernel_adapter.attach(module)
         module.to(self.device)
         model.tower.to(self.device)
         own = {f"encoder.{name}": value for name, value in module.named_parameters() if value.requires_grad}

@@ -16,7 +16,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from dexml.device import fast_bfloat16
-from dexml.encoders import feature_cache, minilm, scale_shift
+from dexml.encoders import feature_cache, kernel_adapter, minilm, scale_shift
 from dexml.encoders.base import Encoder, Network
 from dexml.errors import InputError
 from dexml.types import Features, Int64Array
@@ -159,6 +159,7 @@ class TransformerEncoder(Encoder, Network):
     def save(self, folder: Path, linear: tuple[Tensor, Tensor] | None = None) -> None:
         """Write the model as a plain sentence-transformers folder that ends with unit rows, any scale and shift folded in.
 
+        Adapters of kernel features, which a plain model cannot have, are written beside it.
         `linear`, a weight (D, D) and a bias (D) that a tower applies to the unit rows, becomes a Dense layer.
         """
         from sentence_transformers import SentenceTransformer
@@ -182,8 +183,14 @@ class TransformerEncoder(Encoder, Network):
             prompts=prompts,
             default_prompt_name=self.model.default_prompt_name,
         )
-        with scale_shift.merged(self.model):
+        with scale_shift.merged(self.model), kernel_adapter.taken_off(self.model):
             saved.save(str(folder), create_model_card=False)
+        kernel_adapter.save(self.model, folder)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the saved folder, read by sentence-transformers alone, is all of the model."""
+        return not kernel_adapter.adapters(self.model)
 
     def load(self, folder: Path) -> None:
         """Open the model in `folder`, which names its pooling."""
@@ -210,6 +217,8 @@ class TransformerEncoder(Encoder, Network):
             raise InputError(f"encoder.model: {name} cannot be opened: {str(error).splitlines()[0]}") from None
         if model.tokenizer.pad_token is None:  # as causal models come: what is padded is masked all the same
             model.tokenizer.pad_token = model.tokenizer.eos_token or model.tokenizer.unk_token
+        if local:
+            kernel_adapter.load(model, Path(name))
         model.max_seq_length = min(self.wanted_tokens, model.max_seq_length or self.wanted_tokens)
         return model.eval()
 

@@ -55,7 +55,10 @@ class KernelTower(Tower):
             rows = self.base.queries(features)
             # Multiplied, not chosen: a graph for ONNX has no branch on what it reads.
             return normalize(self.features.of_inputs(rows), dim=1) * rows.detach().ne(0).any(dim=1, keepdim=True)
-        rows = self.base.labels(features, trained=False)
+        return self.of_labels(self.base.labels(features, trained=False))
+
+    def of_labels(self, rows: Tensor) -> Tensor:
+        """Return norm(Ψ(w)) (N, dimension) of unit rows w (N, D) that the base gave labels."""
         return normalize(self.features.of_weights(rows, BIAS[self.features.function]), dim=1)
 
     def rate(self, parameter: str) -> float:

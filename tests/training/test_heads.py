@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dexml.bundle import Bundle
+from dexml.towers.kernel import KernelTower
 from dexml.towers.linear import LinearTower, as_unit_rows, with_one
 
 
-@pytest.mark.parametrize(("name", "setting"), [("squared_hinge", "cost=3"), ("z_loss", "rate=2")])
+@pytest.mark.parametrize(("name", "setting"), [("squared_hinge", "cost=3"), ("z_loss", "rate=2"), ("ridge", "penalty=0.2")])
 def test_a_head_answers_as_any_bundle(run, tiny_bundle: Path, tmp_path: Path, name: str, setting: str):
     out = tmp_path / "head"
     said = run("head", tiny_bundle, out, "--loss", name, "--set", setting, "--fraction", "0.2")
@@ -29,6 +30,18 @@ def test_a_head_answers_as_any_bundle(run, tiny_bundle: Path, tmp_path: Path, na
     assert "1 added" in run("labels", "add", out, tmp_path / "new.jsonl")
     assert "more" in [found["id"] for found in json.loads(run("search", out, "drawing random numbers", "-k", "3", "--json"))]
     assert "is there already" in run("head", tiny_bundle, out, fails=True)
+
+
+def test_kernel_features_stand_between_a_bundle_and_its_head(run, tiny_bundle: Path, tmp_path: Path):
+    out = tmp_path / "head"
+    said = run("head", tiny_bundle, out, "--loss", "ridge", "--features", "128", "--fraction", "0.2")
+    assert "penalty 0.03" in said and "penalty 3" in said, "all are tried"
+    opened = Bundle.open(out)
+    assert opened.manifest.dimension == 128 + 2
+    tower = opened.model().tower
+    assert isinstance(tower, LinearTower) and isinstance(tower.base, KernelTower)
+    assert json.loads(run("search", out, "singular value decomposition", "-k", "1", "--json"))[0]["id"] == "svd"
+    assert "x>=1" in run("head", tiny_bundle, tmp_path / "none", "--features", "0", fails=True)
 
 
 def test_what_cannot_be_fitted_is_told(run, tiny_bundle: Path, tmp_path: Path):
