@@ -314,7 +314,8 @@ def make_step(
 ) -> Step:
     """Return the step that `finetune.train` asks for, over the training `texts` (N), trained `labels` (L), pairs (N, L).
 
-    With `fixed` rows (L, D) the labels stand still; `near` (L, L) is what `finetune.graph` joins. Raises InputError where several ranks are asked for what one does.
+    With `fixed` rows (L, D) the labels stand still; `near` (L, L) is what `finetune.graph` joins. Raises InputError where
+    several ranks are asked for what one does.
     """
     if fixed is not None:
         from training.fixed import FixedLabels  # which builds on this module
