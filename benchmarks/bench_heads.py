@@ -1,6 +1,6 @@
 """Free-label heads, SVMs and Z-loss, beside the decoupled softmax on the same features; updates, codes and tuned queries.
 
-python benchmarks/bench_heads.py --data FOLDER            # P@k of the heads on MiniLM's features, options chosen on rows held out
+python benchmarks/bench_heads.py --data FOLDER            # P@k on MiniLM's features, options chosen on rows held out
 python benchmarks/bench_heads.py --only updates codes     # the time of an update by Z-loss, and codes without text; no data
 python benchmarks/bench_heads.py --only tuning --bundle RUN --data FOLDER   # a bundle's queries tuned, its labels left alone
 """
