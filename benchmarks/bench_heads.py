@@ -40,7 +40,7 @@ from training.heads import Base, fitted, select
 from training.run import Progress, Run
 
 CUTOFFS = (1, 3, 5)
-HINGES = ({"boundary": 0.0}, {"boundary": 0.2}, {"boundary": 0.2, "positive_weight": 100.0})
+HINGES: tuple[dict[str, float], ...] = ({}, {"boundary": 0.3}, {"positive_weight": 1.0})
 Data = tuple[LabelTable, Split, Split]
 
 

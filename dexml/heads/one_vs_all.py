@@ -2,9 +2,9 @@
 
 min_w ½‖w − u‖² + C Σ_i c_i max(0, 1 − y_i⟨w, x_i⟩)², y_i = ±1, c_i = w₊ where y_i = 1 and else 1: without the weight, the
 few positives of a label may be outvoted by its negatives. u is 0, or what the label's text says: a label of two rows leans on
-it, one of hundreds does not (an adaptive SVM: Yang, Yan and Hauptmann, ACM Multimedia 2007). Finite Newton steps with an inexact
-line search (Keerthi and DeCoste, JMLR 6, 2005), each by conjugate gradients; as a block shares its rows, all of it is products
-of two matrices.
+it, one of hundreds does not (an adaptive SVM: Yang, Yan and Hauptmann, ACM Multimedia 2007). Finite Newton steps with an
+inexact line search (Keerthi and DeCoste, JMLR 6, 2005), each by conjugate gradients; as a block shares its rows, all of it is
+products of two matrices.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class OneVsAll(Head):
 
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "text": (4.0, 0.0),
-        "cost": (1.0, 10.0),
-        "positive_weight": (1.0, 3.0),
+        "cost": (0.3, 1.0),
+        "positive_weight": (3.0, 1.0),
     }
 
     def __init__(

@@ -60,7 +60,7 @@ def test_blocks_change_nothing_but_the_time(monkeypatch):
 def test_a_pair_beyond_its_margin_has_no_gradient_at_all():
     scores = torch.tensor([[2.0, 1.0, 0.5, -3.0, -1.0, 0.0]], dtype=torch.float64)
     truth = Positives.from_rows([[0, 1, 2]], 6)
-    loss = SquaredHinge(temperature=1.0, positive_weight=3.0)
+    loss = SquaredHinge(temperature=1.0, boundary=0.0, positive_weight=3.0)
     pairs = Pairs.of(truth, loss.shares(truth), scores)
     value, gradient = loss.value_and_gradient(scores, pairs)
     assert gradient[0].tolist() == [0, 0, -3.0 * 2 * 0.5 / 6, 0, 0, 2 / 6], "exactly 0 where y·o ≥ 1"
