@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "audit": ("training.audit_cli:audit", "How little changes a bundle's answers, and which it can give at all; attacks."),
     "import": ("training.import_cli:import_", "Make a bundle of a sentence-transformers model and labels; no training."),
+    "head": ("training.head_cli:head", "Fit a vector of its own for each label behind a bundle's rows: linear SVMs, Z-loss."),
     "export": (
         "training.export_cli:export",
         "Labels to Qdrant, Milvus, PostgreSQL, NumPy or a hub folder; the encoder to ONNX.",

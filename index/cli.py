@@ -145,9 +145,9 @@ def info(bundle: Path | None, kernels: bool, measure: bool) -> None:
 
     assert bundle is not None
     retriever = Retriever.open(bundle)
-    click.echo(
-        json.dumps({**retriever.describe(), "training": retriever.bundle.manifest.training.model_dump(mode="json")}, indent=1)
-    )
+    tower = {"name": retriever.model.tower_name, "notes": retriever.model.tower.notes()}
+    made = retriever.bundle.manifest.training.model_dump(mode="json")
+    click.echo(json.dumps({**retriever.describe(), "tower": tower, "training": made}, indent=1))
 
 
 def _kernels(measure: bool) -> dict[str, object]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from dexml.encoders import scale_shift
+from dexml.encoders import kernel_adapter, scale_shift
 from dexml.errors import InputError
 from dexml.losses import Loss
 from dexml.model import DualEncoder
@@ -23,7 +23,10 @@ from training.gradient_cache import Chunk, Texts, cached_backward, rows_of
 from training.optimizers import OPTIMIZERS
 from training.world import World
 
-RATES = {"full": 5e-5, "ssf": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
+if TYPE_CHECKING:
+    from training.run import Run
+
+RATES = {"full": 5e-5, "ssf": 2e-3, "snnk": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
 BLOCK = 8192  # queries embedded at a time while negatives are mined
 
 
@@ -94,6 +97,10 @@ class Step(ABC):
     def describe(self) -> str:
         """Return what is trained, and how, in words."""
 
+    def notes(self, run: Run) -> tuple[str, ...]:
+        """Return lines that a user should read once a run is over."""
+        return run.model.tower.notes()
+
 
 class FrozenFeatures(Step):
     """The encoder is frozen: its features are computed once, and every step scores all labels."""
@@ -158,6 +165,8 @@ class GradientCached(Step):
         module = self.network.module
         if self.tuned.train == "ssf":
             scale_shift.attach(module)
+        elif self.tuned.train == "snnk":
+            kernel_adapter.attach(module)
         module.to(self.device)
         model.tower.to(self.device)
         own = {f"encoder.{name}": value for name, value in module.named_parameters() if value.requires_grad}
@@ -300,12 +309,26 @@ def make_step(
     positives: Positives,
     excluded: Positives | None,
     world: World,
+    fixed: Tensor | None = None,
     near: sp.csr_array | None = None,
 ) -> Step:
     """Return the step that `finetune.train` asks for, over the training `texts` (N), trained `labels` (L), pairs (N, L).
 
-    `near` (L, L) is what `finetune.graph` joins.
+    With `fixed` rows (L, D) the labels stand still; `near` (L, L) is what `finetune.graph` joins. Raises InputError where
+    several ranks are asked for what one does.
     """
+    if fixed is not None:
+        from training.fixed import FixedLabels  # which builds on this module
+
+        if world.size > 1:
+            raise InputError(f"labels.rows: {config.labels.rows!r} is for one process, and there are {world.size}")
+        return FixedLabels(config, model, loss, texts, fixed, positives)
+    if model.tower.local:
+        if world.size > 1 or config.finetune.train != "none":
+            raise InputError(f"tower {config.tower.name!r} trains on frozen features, in one process")
+        from training.local import LocalFeatures  # which builds on this module
+
+        return LocalFeatures(config, model, loss, texts, labels, positives)
     if world.size > 1:
         from training.sharded import ShardedFeatures  # which builds on this module
 
@@ -326,6 +349,7 @@ def tower_groups(model: DualEncoder, config: Config) -> list[dict[str, Any]]:
             "weight_decay": 0.0 if name in still else config.training.weight_decay,
         }
         for name, parameter in model.tower.named_parameters()
+        if parameter.requires_grad
     ]
 
 

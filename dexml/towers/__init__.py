@@ -15,6 +15,9 @@ TOWERS: Table[Tower] = Table(
         "identity": "dexml.towers.identity:IdentityTower",
         "adapted": "dexml.towers.adapted:AdaptedTower",
         "linear": "dexml.towers.linear:LinearTower",
+        "mixture": "dexml.towers.mixture:MixtureTower",
+        "noprop": "dexml.towers.noprop:NoPropTower",
+        "kernel": "dexml.towers.kernel:KernelTower",
     },
 )
 

@@ -23,6 +23,8 @@ class Tower(nn.Module, ABC):
     dimension: int
     reads: ClassVar[frozenset[str]]
     """The parts of `Features` that it needs: "bag", "dense" or both."""
+    local: ClassVar[bool] = False
+    """Whether parts of it are trained by losses of their own (`training.local`), and not by the gradient of `forward`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +45,8 @@ class Tower(nn.Module, ABC):
 
     def weight(self, name: str) -> Tensor:
         """Return a weight matrix as it is used: rounded to `bits`, where they are set."""
-        return rounded(self.get_parameter(name), self.bits)
+        matrix: Tensor = getattr(self, name)
+        return rounded(matrix, self.bits)
 
     @property
     def device(self) -> torch.device:
@@ -95,3 +98,7 @@ class Tower(nn.Module, ABC):
     def undecayed(self) -> frozenset[str]:
         """Return the parameters that weight decay must leave alone (scales)."""
         return frozenset()
+
+    def notes(self) -> tuple[str, ...]:
+        """Return lines that a user should read about the parameters as they are; the training says them, and `dexml info`."""
+        return ()

@@ -19,6 +19,7 @@ class BothKinds(Encoder):
     """Random dense and sparse features, so that any tower finds what it reads."""
 
     max_tokens = 100
+    gives = frozenset({"bag", "dense"})
 
     def fit(self, texts: Sequence[str]) -> None: ...
 

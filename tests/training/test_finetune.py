@@ -44,6 +44,7 @@ KINDS = [
     ("train=full", "negatives=in-batch"),
     ("train=full", "negatives=mined", "mine_every=2", "depth=4", "per_query=2", "positives=1"),
     ("train=ssf", "negatives=all"),
+    ("train=snnk", "negatives=all"),
 ]
 
 
@@ -206,7 +207,7 @@ def test_what_cannot_be_folded_is_left_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["finetune.train=some"], r"finetune\.train: input should be 'none', 'full' or 'ssf', got 'some'"),
+        (["finetune.train=some"], r"finetune\.train: input should be 'none', 'full', 'ssf' or 'snnk', got 'some'"),
         (["finetune.chunk=0"], r"finetune\.chunk: .*greater than or equal to 1, got 0"),
         (["finetune.negatives=hard"], r"finetune\.negatives: .*got 'hard'"),
         (["finetune.chunks=4"], r"unknown key 'finetune\.chunks'; did you mean 'chunk'"),
