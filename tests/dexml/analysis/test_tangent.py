@@ -13,7 +13,6 @@ from dexml.errors import InputError
 from dexml.towers import TOWERS
 from dexml.types import Bag, Features
 
-
 OPTIONS = {
     "tokens": {"dimension": 6},
     "summed": {},
