@@ -35,7 +35,7 @@ class _Queries(nn.Module):
 
 def trained(tower: Tower) -> dict[str, nn.Parameter]:
     """Return the parameters of a tower that move with training, by name: not what a base keeps, nor labels' free vectors."""
-    return {name: value for name, value in tower.named_parameters() if value.requires_grad and name != "free"}
+    return {name: value for name, value in tower.named_parameters() if value.requires_grad and name.split(".")[-1] != "free"}
 
 
 def tower_kernel(tower: Tower, features: Features, directions: Tensor, told: Told = lambda done, of: None) -> Float64Array:

@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import open_format
 from dexml.analysis.dags import simulated
+from dexml.model import DualEncoder
 from dexml.types import Positives
-from training.analysis.label_graph import Asked, explained_away, find
-from training.analysis.ntk import CUTOFFS, START, TRAINED, WIDE
+from training.analysis import label_graph
+from training.analysis.label_graph import explained_away, find
+from training.analysis.ntk import CUTOFFS, START, TRAINED, WIDE, Asked, measure
+from training.analysis.ntk_report import document, html
 
 
 def test_the_kernels_of_a_run_are_told(run, tiny_bundle: Path, tmp_path: Path):
@@ -75,7 +79,7 @@ def test_what_scores_explain_leaves_no_edge_and_what_they_do_not_stays():
     assert abs((left * (scores - scores.mean(axis=0))).mean(axis=0)).max() < 1e-12
     positives = Positives.from_rows([np.flatnonzero(row).tolist() for row in data], 3)
     plain, beyond = (
-        find(positives, np.arange(3), given, Asked(threshold=0.2), lambda *said: False) for given in (None, scores)
+        find(positives, np.arange(3), given, label_graph.Asked(threshold=0.2), lambda *said: False) for given in (None, scores)
     )
     assert {frozenset(edge) for edge in plain.edges.tolist()} >= {frozenset((0, 1)), frozenset((0, 2))}
     assert {frozenset(edge) for edge in beyond.edges.tolist()} == {frozenset((0, 2))}
@@ -84,5 +88,16 @@ def test_what_scores_explain_leaves_no_edge_and_what_they_do_not_stays():
 def test_a_search_that_is_stopped_is_told():
     _, data = simulated(8, 2, 200, np.random.default_rng(0))
     positives = Positives.from_rows([np.flatnonzero(row > 0).tolist() for row in data], 8)
-    found = find(positives, np.arange(8), None, Asked(), lambda *said: True)
+    found = find(positives, np.arange(8), None, label_graph.Asked(), lambda *said: True)
     assert not found.finished and len(found.search.losses) == 1
+
+
+def test_a_tower_without_parameters_has_the_kernels_of_its_features_alone(tiny_transformer: Path, tiny_data: Path):
+    files = open_format(tiny_data)
+    model = DualEncoder.make("transformer", {"model": str(tiny_transformer)}, "identity", {}, files.labels().texts)
+    rows = model.embed_labels(files.labels().texts)
+    found = measure(model, rows, files.read("train"), files.read("test"), Asked(rows=30), lambda what: None)
+    assert set(found.kernels) == set(WIDE) and np.isnan(found.drift) and "no empirical kernel" in found.note
+    facts: dict[str, object] = {}
+    assert "no empirical kernel" in html("tiny", "", found, files.labels(), [1.0, 1.0, 1.0], 60, facts)
+    assert document(found, files.labels(), [1.0, 1.0, 1.0], facts)["drift"] is None
