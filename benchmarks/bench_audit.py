@@ -34,10 +34,10 @@ from index.retriever import Retriever
 from training.audit.attack import WAYS, Attacked, Way, attack
 from training.audit.inputs import Inputs
 
-LISTS, QUERIES, REFUTED = (1, 5, 10, 20, 50), 100, 5
-DIMENSIONS = (16, 32, 64, 128)
+LISTS, QUERIES = (1, 5, 10, 20, 50), 100
+DIMENSIONS = {16: 5, 32: 5, 64: 1, 128: 1}  # and how many lists of each verdict are put to the linear programme
 ATTACKED = (1, 5, 10)
-GRID = {"rate": (2.2e-3, 1e-2), "weight": (100.0, 300.0, 1000.0), "margin": (2e-3, 1e-2)}
+GRID = {"rate": (2.2e-3, 5e-3, 1e-2), "weight": (300.0, 1000.0), "margin": (2e-3, 1e-2)}
 CHOSEN_ON = 12  # training rows
 TOWER = """
 name = "two-layers"
@@ -78,12 +78,17 @@ def drawn(labels: int, k: int, count: int = QUERIES) -> Any:
     return np.stack([random.choice(labels, k, replace=False) for _ in range(count)]).astype(np.int64)
 
 
-def programme(rows: Any, target: Any) -> int:
-    """Return how `linprog` ends on all L − 1 inequalities: 0 for a solution, 2 for none."""
+def programme(rows: Any, target: Any) -> bool:
+    """Return whether some z keeps a margin in all L − 1 inequalities: max t, G z ≥ t, |z_i| ≤ 1, by its dual."""
     rest = np.setdiff1d(np.arange(len(rows)), target)
     matrix = np.vstack([rows[target[:-1]] - rows[target[1:]], rows[target[-1]] - rows[rest]])
-    found = linprog(np.zeros(rows.shape[1]), A_ub=-matrix, b_ub=-np.ones(len(matrix)), bounds=(None, None), method="highs")
-    return int(found.status)
+    (n, d), one = matrix.shape, np.ones((1, 1))
+    equal = np.block([[matrix.T, -np.eye(d), np.eye(d), np.zeros((d, 1))], [np.ones((1, n)), np.zeros((1, 2 * d)), one]])
+    cost = np.concatenate([np.zeros(n), np.ones(2 * d + 1)])
+    found = linprog(cost, A_eq=equal, b_eq=np.append(np.zeros(d), 1.0))
+    if found.status != 0 or found.fun is None:
+        raise RuntimeError(found.message)
+    return bool(found.fun > MARGIN / 2)
 
 
 def lists(name: str, rows: Tensor, queries: Tensor, ks: tuple[int, ...], checked: int) -> list[dict[str, Any]]:
@@ -100,7 +105,7 @@ def lists(name: str, rows: Tensor, queries: Tensor, ks: tuple[int, ...], checked
         agree, asked, lp = 0, 0, 0.0
         for push in reached[:checked] + refuted[:checked]:
             start = time.perf_counter()
-            agree += programme(wide, push.target) == (0 if push.reachable else 2)
+            agree += programme(wide, push.target) is push.reachable
             lp, asked = lp + time.perf_counter() - start, asked + 1
         row = {
             "rows": name,
@@ -119,7 +124,10 @@ def lists(name: str, rows: Tensor, queries: Tensor, ks: tuple[int, ...], checked
             "lp_asked": asked,
             "lp_slower": None if asked == 0 else lp / asked / (spent / len(made)),
         }
-        print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+        print(
+            "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()),
+            flush=True,
+        )
         found.append(row)
     return found
 
@@ -172,10 +180,12 @@ def choose(retriever: Retriever, split: Split) -> None:
     """Print the success and ‖δ‖ of each setting on training rows, K = 5, those first that succeed most, with the least ‖δ‖."""
     rows = np.random.default_rng(0).permutation(len(split))[:CHOSEN_ON]
     for name, way in WAYS.items():
-        tried = []
+        tried: list[tuple[float, float, dict[str, float]]] = []
         for values in itertools.product(*GRID.values()):
+            rate, weight, margin = values
             setting = dict(zip(GRID, values, strict=True))
-            made = struck(retriever, split, rows, 5, {name: replace(way, **setting)})[name]
+            tuned = replace(way, rate=rate, weight=weight, margin=margin)
+            made = struck(retriever, split, rows, 5, {name: tuned})[name]
             norm = float(np.nanmean(made.norms)) if made.rate else np.inf
             tried.append((-made.rate, norm, setting))
             print(f"{name}  {setting}  succeeded {made.rate:.2f}  mean ‖δ‖ {norm:.3f}", flush=True)
@@ -219,17 +229,18 @@ def main() -> None:
     parser.add_argument("--only", choices=("lists", "attacks"))
     parser.add_argument("--choose", action="store_true")
     given = parser.parse_args()
-    files, result = open_format(given.data), {"machine": describe()}
+    files = open_format(given.data)
+    result: dict[str, Any] = {"machine": describe()}
     if given.only != "attacks" and not given.choose:
         random = torch.Generator().manual_seed(0)
         unit = [torch.nn.functional.normalize(torch.randn(size, 128, generator=random), dim=1) for size in (1000, QUERIES)]
-        result["lists"] = lists("random", unit[0], unit[1], (1, 5, 10), REFUTED)
+        result["lists"] = lists("random", unit[0], unit[1], (1, 5, 10), 5)
         retriever = Retriever.open(given.run, "exact")
         rows = retriever.bundle.embeddings
         queries = retriever.model.embed_queries(files.read("test").texts[:QUERIES])[0]
-        for dimension in DIMENSIONS:
+        for dimension, checked in DIMENSIONS.items():
             both = fewer(torch.cat([rows, queries]), dimension)
-            result["lists"] += lists("principal", both[: len(rows)], both[len(rows) :], LISTS[:4], REFUTED)
+            result["lists"] += lists("principal", both[: len(rows)], both[len(rows) :], LISTS[:4], checked)
         result["lists"] += lists("bundle", rows, queries, LISTS, 1)
     if given.only != "lists" or given.choose:
         with tempfile.TemporaryDirectory(prefix="dexml-audit-") as place:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from plots import COLOURS, FAINT, INK
 
 from data import open_format
-from dexml.metrics import ece_at, reliability
+from dexml.metrics import adaptive_ece_at, ece_at, reliability
 from index.retriever import Retriever
 from training.calibration import Measured, measure
 from training.evaluate import numbers_of
@@ -28,10 +28,15 @@ PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def perfect(measured: Measured) -> dict[str, float]:
-    """Return the mean ECE@1 and @5 of the calibrated probabilities over hits that were drawn by them."""
+    """Return the mean errors @1 and @5 of the calibrated probabilities over hits that were drawn by them."""
     given, random = measured.probabilities["calibrated"], np.random.default_rng(0)
     drawn = [random.random(given.shape) < given for _ in range(DRAWS)]
-    return {f"ECE@{k}": float(np.mean([ece_at(k, given, hits) for hits in drawn])) for k in (1, K)}
+    errors = {"ECE": ece_at, "adaptive ECE": adaptive_ece_at}
+    return {
+        f"{name}@{k}": float(np.mean([error(k, given, hits) for hits in drawn]))
+        for k in (1, K)
+        for name, error in errors.items()
+    }
 
 
 def diagram(path: Path, title: str, measured: Measured) -> Path:
@@ -41,7 +46,7 @@ def diagram(path: Path, title: str, measured: Measured) -> Path:
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     for number, (way, given) in enumerate(measured.probabilities.items()):
         curve = reliability(K, given, measured.hits)
-        label = f"{way}: ECE@{K} {curve.ece:.3f}"
+        label = f"{way}: adaptive ECE@{K} {curve.ece:.3f}"
         axes.plot(curve.confidence, curve.accuracy, marker="o", markersize=4, color=COLOURS[number], label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.grid(True, color=FAINT, linewidth=0.6)
@@ -74,8 +79,6 @@ def main() -> None:
     split = files.read(given.split)
     measured = measure(retriever, split, numbers_of(files.labels(), retriever))
     figures: dict[str, dict[str, Any]] = measured.figures()
-    for way, probabilities in measured.probabilities.items():
-        figures[way][f"ECE@{K}, equal width"] = ece_at(K, probabilities, measured.hits, equal_width=True)
     figures["perfect"] = perfect(measured)
     for way, of_way in figures.items():
         print(f"{way:12}", "  ".join(f"{kind} {value:.4f}" for kind, value in of_way.items()))

@@ -196,6 +196,7 @@ def flat(scratch: Path, quick: bool) -> Row:
             time.sleep(2.5)  # connections that say goodbye are given two seconds
             return len(run.samples), {"files": service.files(), "threads": service.threads(), "rss": service.rss()}
 
+        asyncio.run(Load(service.host, service.port, asks).closed(300, 1 if quick else 5))  # every thread of the pool is made
         warm = part(2 if quick else 60)
         many = part(3 if quick else 240)
     before, after = warm[1], many[1]

@@ -76,6 +76,9 @@ def host_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -
 @click.option(
     "--shard-cpus", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of each copy of a shard."
 )
+@click.option(
+    "--shard-gpus", default=0.0, show_default=True, type=click.FloatRange(0), help="Of each copy: for indexes of FAISS."
+)
 @click.option("--ray-address", metavar="HOST:PORT", help="Join this Ray cluster, rather than start one on this machine.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses without any keys.")
 def command(
@@ -100,6 +103,7 @@ def command(
     shards: int,
     replicas: int,
     shard_cpus: float,
+    shard_gpus: float,
     ray_address: str | None,
     insecure: bool,
 ) -> None:
@@ -135,6 +139,7 @@ def command(
         shards=shards,
         replicas=replicas,
         shard_cpus=shard_cpus,
+        shard_gpus=shard_gpus,
         ray_address=ray_address,
     )
     policy.check(settings, insecure=insecure)

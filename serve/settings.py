@@ -55,6 +55,7 @@ class Settings(BaseModel):
     shards: int = Field(default=1, ge=1, le=1024)
     replicas: int = Field(default=1, ge=1, le=8)  # copies of each shard
     shard_cpus: float = Field(default=1.0, gt=0)  # that each copy is given
+    shard_gpus: float = Field(default=0.0, ge=0)  # the same
     ray_address: str | None = None  # HOST:PORT of a cluster; None: one of our own, on this machine
 
     admin_host: str = "127.0.0.1"

@@ -23,6 +23,7 @@ def check(settings: Settings) -> None:
             for option, given, default in (
                 ("--shards", settings.shards, 1),
                 ("--replicas", settings.replicas, 1),
+                ("--shard-gpus", settings.shard_gpus, 0),
                 ("--ray-address", settings.ray_address, None),
             )
             if given != default
@@ -42,7 +43,8 @@ def open_retriever(settings: Settings) -> Retriever:
     from index.shards.ray_engine import Layout, RayEngine
 
     assert settings.bundle is not None
-    engine = RayEngine(Layout(settings.shards, settings.replicas, settings.shard_cpus, settings.ray_address))
+    layout = Layout(settings.shards, settings.replicas, settings.shard_cpus, settings.ray_address, settings.shard_gpus)
+    engine = RayEngine(layout)
     try:
         return Retriever.open(settings.bundle, writable=settings.writable, spread=ShardedIndex.on(engine))
     except BaseException:

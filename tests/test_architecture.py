@@ -39,6 +39,7 @@ def test_every_table_row_names_a_class_that_is_there():
     from data import FORMATS
     from dexml.distillation import DISTILLATIONS
     from dexml.encoders import ENCODERS
+    from dexml.heads import HEADS
     from dexml.losses import LOSSES
     from dexml.towers import TOWERS
     from index import INDEXES
@@ -47,6 +48,7 @@ def test_every_table_row_names_a_class_that_is_there():
     from training.exporters import EXPORTERS
     from training.optimizers import OPTIMIZERS
 
-    for table in (FORMATS, DISTILLATIONS, ENCODERS, LOSSES, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES, OPTIMIZERS):
+    tables = FORMATS, DISTILLATIONS, ENCODERS, LOSSES, HEADS, TOWERS, INDEXES, RERANKERS, EXPORTERS, ENGINES, OPTIMIZERS
+    for table in tables:
         for name in table:
             assert (table[name].__doc__ or "").strip(), f"{table.kind} {name} has no docstring"

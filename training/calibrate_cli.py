@@ -172,7 +172,7 @@ def _show(fitted: Calibration, watched: Watched, console: Console) -> None:
     import numpy as np
     from rich.table import Table
 
-    from dexml.metrics import brier_at, ece_at, log_loss_at, reliability
+    from dexml.metrics import adaptive_ece_at, brier_at, ece_at, log_loss_at, reliability
 
     there, hits = watched.there, watched.hits
     scores = np.where(there, watched.scores, 0.0)
@@ -186,10 +186,10 @@ def _show(fitted: Calibration, watched: Watched, console: Console) -> None:
         f"isotonic, share {fitted.share:g} of the sum (kept)": crossed,
     }
     table = Table(title=f"{fitted.rows} rows, their first 5 answers; curves fitted on other rows than they are judged on")
-    for name in ("", "ECE@5", "Brier@5", "log loss@5"):
+    for name in ("", "ECE@5", "adaptive ECE@5", "Brier@5", "log loss@5"):
         table.add_column(name, justify="left" if not name else "right")
     for way, given in ways.items():
-        table.add_row(way, *(f"{figure(5, given, hits):.4f}" for figure in (ece_at, brier_at, log_loss_at)))
+        table.add_row(way, *(f"{figure(5, given, hits):.4f}" for figure in (ece_at, adaptive_ece_at, brier_at, log_loss_at)))
     console.print(table)
     of_bins = reliability(5, crossed, hits, BINS)
     bins = Table(title="reliability of what is kept")

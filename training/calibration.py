@@ -13,7 +13,7 @@ from dexml.calibration import FOLDS, LEAST_ROWS, Calibration, Watched, fit, temp
 from dexml.errors import InputError
 from dexml.manifest import MemoryFacts
 from dexml.memory import Memory
-from dexml.metrics import brier_at, ece_at, hits, log_loss_at
+from dexml.metrics import adaptive_ece_at, brier_at, ece_at, hits, log_loss_at
 from dexml.metrics.calibration import BoolArray, Float64Array
 from dexml.types import Int64Array, Split, TopK
 from index.exact import ExactIndex
@@ -165,8 +165,8 @@ class Measured:
     hits: BoolArray
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Return ECE, Brier score and log loss @1 and @5 of each way."""
-        kinds = (("ECE", ece_at), ("Brier", brier_at), ("log loss", log_loss_at))
+        """Return ECE in both kinds, Brier score and log loss @1 and @5 of each way."""
+        kinds = (("ECE", ece_at), ("adaptive ECE", adaptive_ece_at), ("Brier", brier_at), ("log loss", log_loss_at))
         return {
             way: {f"{name}@{k}": figure(k, given, self.hits) for k in CUTOFFS for name, figure in kinds}
             for way, given in self.probabilities.items()

@@ -71,19 +71,22 @@ class TrainingSection(Section):
 
 
 class FinetuneSection(Section):
-    """Training of the encoder itself, beside its tower: `train` all of it ("full"), scales and shifts ("ssf"), or nothing.
+    """Training of the encoder itself, beside its tower: `train` all of it ("full"), scales and shifts ("ssf"), adapters of
+    kernel features ("snnk"), or nothing.
 
     `rate` is its learning rate, "auto" by kind; its gradient is clipped to the norm `clip`. `chunk` tokens are encoded at a
     time, which sets the memory of a step. A step scores all labels; or those that are positives in its batch, up to
     `positives` of each query; or these and `per_query` hard negatives, drawn from each query's `depth` best wrong labels,
-    which are mined anew every `mine_every` epochs.
+    which are mined anew every `mine_every` epochs; or instead, with negatives "graph", from labels that edges of the GraphML
+    file `graph` join to its own (`dexml analyze labels`).
     """
 
-    train: Literal["none", "full", "ssf"] = "none"
+    train: Literal["none", "full", "ssf", "snnk"] = "none"
     rate: Annotated[float, Gt(0)] | Auto = "auto"
     clip: Annotated[float, Gt(0)] = 1.0
     chunk: Annotated[int, Ge(1)] = 8192
-    negatives: Literal["all", "in-batch", "mined"] = "all"
+    negatives: Literal["all", "in-batch", "mined", "graph"] = "all"
+    graph: Path | None = None
     positives: Annotated[int, Ge(1)] = 8
     per_query: Annotated[int, Ge(1)] = 8
     depth: Annotated[int, Ge(1)] = 100
@@ -107,6 +110,17 @@ class MemorySection(Section):
     neighbours: Annotated[int, Ge(1)] | Auto = "auto"
 
 
+class LabelsSection(Section):
+    """What stands for a label: its text's row and a free vector, both trained; or a row that stands still.
+
+    "codes" are fixed vectors far from each other, for labels that have no text; with a `bundle`, labels that it has keep their
+    rows there, and others get one more vector each. "bundle" keeps model and index of `bundle`, and tunes its queries alone.
+    """
+
+    rows: Literal["trained", "codes", "bundle"] = "trained"
+    bundle: Path | None = None
+
+
 class Config(Section):
     """One experiment."""
 
@@ -119,6 +133,7 @@ class Config(Section):
     tower: Choice = Choice(name="tokens")
     loss: Choice = Choice(name="decoupled_softmax")
     optimizer: Choice = Choice(name="adamw")
+    labels: LabelsSection = Field(default_factory=LabelsSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
     validation: ValidationSection = Field(default_factory=ValidationSection)
@@ -140,21 +155,42 @@ class Config(Section):
 
 def check(config: Config) -> None:
     """Look every name and option up in its table, before the work starts. Raises InputError for the first wrong one."""
+    _check_labels(config)
     if config.encoder.name == AUTO or config.tower.name == AUTO:
         _check_auto(config)
         _check_rest(config)
         return
     ENCODERS.options(config.encoder.name, config.encoder.options)
-    TOWERS.options(config.tower.name, config.tower.options)
+    key, reader = _reader(config.tower)
     gives = ENCODERS[config.encoder.name].gives
-    if not TOWERS[config.tower.name].reads <= gives:
+    if not TOWERS[reader].reads <= gives:
         fitting = [name for name in TOWERS if TOWERS[name].reads <= gives]
         raise InputError(
-            f"tower.name: {config.tower.name!r} cannot read what the encoder {config.encoder.name!r} gives; "
+            f"{key}: {reader!r} cannot read what the encoder {config.encoder.name!r} gives; "
             f"towers that can: {', '.join(fitting)}"
         )
     _check_finetune(config)
     _check_rest(config)
+
+
+def _check_labels(config: Config) -> None:
+    asked = config.labels
+    if (asked.rows == "bundle") > (asked.bundle is not None) or (asked.rows == "trained" and asked.bundle is not None):
+        needs = "a bundle is needed" if asked.bundle is None else "has no effect while labels.rows is 'trained'"
+        raise InputError(f"labels.bundle: {needs}")
+    if asked.rows != "trained" and config.finetune.train != "none":
+        raise InputError(f"finetune.train: 'none' is needed with labels.rows = {asked.rows!r}: the encoder stays as it is")
+
+
+def _reader(tower: Choice) -> tuple[str, str]:
+    """Return the key and the name of the tower that reads the features: the one chosen, or the base behind it.
+
+    Raises InputError for a wrong name or option of either.
+    """
+    key, name, options = "tower.name", tower.name, TOWERS.options(tower.name, tower.options)
+    while "base" in options:
+        key, name, options = "tower.base", options["base"], TOWERS.options(options["base"], options["base_options"] or {})
+    return key, name
 
 
 def _check_auto(config: Config) -> None:
@@ -186,8 +222,10 @@ def _check_finetune(config: Config) -> None:
             f"finetune.train: the encoder {config.encoder.name!r} has no network to train; encoders that have one: "
             f"{', '.join(tunable)}"
         )
-    if "dense" not in TOWERS[config.tower.name].reads:
+    if "dense" not in TOWERS[_reader(config.tower)[1]].reads:
         raise InputError(f"finetune.train: the tower {config.tower.name!r} does not read what the encoder's network makes")
+    if (tuned.graph is not None) != (tuned.negatives == "graph"):
+        raise InputError("finetune.graph: goes with finetune.negatives = 'graph', and that with a file")
     if tuned.depth < tuned.per_query:
         raise InputError(f"finetune.depth: {tuned.depth} labels mined are fewer than finetune.per_query, {tuned.per_query}")
 
@@ -197,7 +235,12 @@ def settle(config: Config, rows: int, texts: Iterable[str] = ()) -> tuple[Config
 
     `texts` are those that will be encoded, of training rows and labels: they decide about the encoder "auto".
     """
-    config, encoding = _settle_encoder(config, texts)
+    if config.labels.rows == "bundle":
+        from training.fixed import settle_model  # which builds on this module
+
+        config, encoding = settle_model(config)
+    else:
+        config, encoding = _settle_encoder(config, texts)
     small = rows < SMALL
     decided = {
         "epochs": 12 if small else 3,

@@ -54,7 +54,7 @@ class DistillSection(Section):
     shortlist: Annotated[int, Ge(1)] = 100
     hard: Annotated[float, Ge(0)] = 1.0
     soft: Annotated[float, Ge(0)] = 1.0
-    bits: Literal[3, 4, 6, 8] | None = None
+    bits: Literal[2, 3, 4, 6, 8] | None = None
     start: Literal["auto", "teacher", "fresh"] = "auto"
 
 

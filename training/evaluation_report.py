@@ -212,11 +212,18 @@ def _confidence(answers: Answers, judge: Judge, files: _Files) -> Iterator[page.
         )
         ways = list(given.probabilities.items())
         drawn = [*plots.reliability(ways, given.hits, FIRST), *drawn]
-        heads = ("probabilities", *(f"ECE@{k}" for k in (1, 3, FIRST, 10)), f"Brier@{FIRST}", f"log loss@{FIRST}")
+        heads = (
+            "probabilities",
+            *(f"ECE@{k}" for k in (1, 3, FIRST, 10)),
+            f"adaptive ECE@{FIRST}",
+            f"Brier@{FIRST}",
+            f"log loss@{FIRST}",
+        )
         errors = [
             (
                 way,
                 *(metrics.ece_at(k, of, given.hits) for k in (1, 3, FIRST, 10)),
+                metrics.adaptive_ece_at(FIRST, of, given.hits),
                 metrics.brier_at(FIRST, of, given.hits),
                 metrics.log_loss_at(FIRST, of, given.hits),
             )

@@ -23,6 +23,7 @@ EPILOG = """Examples:
   dexml index runs/mine --activate v000001    go back to a version, as it was published
   dexml index runs/mine --recall 0.99         the quickest structure and settings that find 99% of the true top 100
   dexml index runs/mine --recall 0.99 --keep --report tuning.html
+  dexml index runs/mine --collisions          labels that stand so near each other that a query cannot tell them apart
 """
 
 
@@ -31,6 +32,8 @@ EPILOG = """Examples:
 @click.option("--verify", "action", flag_value="verify", help="Read every file of every version and compare its checksums.")
 @click.option("--compact", "action", flag_value="compact", help="Publish the labels as they are now as the next version.")
 @click.option("--recover", "action", flag_value="recover", help="Make a damaged version anew from the one before and the logs.")
+@click.option("--collisions", "action", flag_value="collisions", help="How near labels come to each other, and which.")
+@click.option("--json", "as_json", is_flag=True, help="With --collisions: figures and pairs as JSON.")
 @click.option("--activate", "name", metavar="VERSION", help="Publish a kept version anew; writes that came later do not count.")
 @click.option("--recall", type=float, metavar="R", help="Find the quickest structure and settings with this recall@100.")
 @click.option("--queries", type=click.Path(path_type=Path), help="With --recall: a file of texts; default: training texts.")
@@ -44,12 +47,16 @@ def index(
     queries: Path | None,
     keep: bool,
     report: Path | None,
+    as_json: bool,
 ) -> None:
     """List the versions of BUNDLE, the writes in their logs and their size; change which one counts, or tune its index."""
     from index.store import Store, activate
 
     if sum(asked is not None for asked in (action, name, recall)) > 1:
-        raise click.UsageError("--verify, --compact, --recover, --activate and --recall are things to do one after the other")
+        alone = "--verify, --compact, --recover, --collisions, --activate and --recall"
+        raise click.UsageError(f"{alone} are things to do one after the other")
+    if as_json and action != "collisions":
+        raise click.UsageError("--json goes with --collisions")
     if recall is None and (queries or keep or report):
         raise click.UsageError("--queries, --keep and --report go with --recall")
     if recall is not None:
@@ -66,6 +73,10 @@ def index(
             click.echo(f"{before} is published as {store.compact()}: {len(store.live.labels):,} labels")
     elif action == "verify":
         _verify(bundle)
+    elif action == "collisions":
+        from training.collisions_report import show
+
+        show(bundle, as_json)
     else:
         _show(bundle)
 

@@ -25,6 +25,7 @@ from dexml.kernels.numba_slabs import SLAB_BYTES
 from dexml.losses.base import ScoreLoss
 from dexml.losses.sharded import ShardedLoss
 from dexml.types import Bag, Features, Int64Array
+from training.fixed import FixedLabels
 from training.steps import FrozenFeatures, GradientCached
 
 if TYPE_CHECKING:
@@ -163,12 +164,15 @@ def _most_scored(method: GradientCached, batch: int) -> int:
     tuned, labels = method.tuned, len(method.labels)
     if tuned.negatives == "all":
         return labels
-    return min(labels, batch * (tuned.positives + (tuned.per_query if tuned.negatives == "mined" else 0)))
+    return min(labels, batch * (tuned.positives + (tuned.per_query if tuned.negatives in ("mined", "graph") else 0)))
 
 
 def _tower_bytes(run: Run, batch: int, labels: int) -> int:
     """Return what autograd keeps of the tower's rows of a batch and of all labels that it scores."""
     method, tower = run.method, run.model.tower.train()
+    if isinstance(method, FixedLabels):
+        asked = method.queries.take(torch.from_numpy(_spread(len(method.queries), min(SAMPLE, batch))))
+        return kept_by_autograd(lambda: tower.queries(asked), method.trained) * batch // max(1, len(asked))
     if isinstance(method, FrozenFeatures):
         of_queries, of_labels = method.queries, method.labels
     else:

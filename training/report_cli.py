@@ -64,7 +64,7 @@ def _numbers(least: int) -> Callable[[click.Context, click.Parameter, str | None
 @click.option("--data", "folder", type=click.Path(path_type=Path), help="The data set; default: the one it was trained on.")
 @click.option("--split", default="test", show_default=True, help="Which split of it.")
 @click.option("--dimensions", callback=_numbers(1), metavar="D,D,…", help="Of the rows; default: all, 3/4, 1/2, 1/4, 1/8.")
-@click.option("--bits", callback=_numbers(2), metavar="B,B,…", default="32,16,8,6,4,3", show_default=True, help="A number.")
+@click.option("--bits", callback=_numbers(2), metavar="B,B,…", default="32,8,6,4,3", show_default=True, help="A number.")
 @click.option(
     "--with", "others", multiple=True, type=click.Path(path_type=Path), help="Another run, such as a student, as it is."
 )
@@ -144,6 +144,5 @@ def _show(found: Sequence[Point], others: Sequence[Point], labels: int) -> None:
     console.print(table)
     for within in (0.5, 1.0):
         point = fewest(found, within)
-        console.print(
-            f"within {within} P@1 of the best: {point.dimension} numbers of {point.bits} bits, {point.total:,} bits a label"
-        )
+        size = f"{point.dimension} numbers of {point.bits} bits, {point.total:,} bits a label"
+        console.print(f"within {within} of P@1 and P@5 of the whole rows: {size}")

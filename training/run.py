@@ -23,6 +23,7 @@ from training import checkpoint
 from training.config import Config
 from training.early_stopping import BEST, Best
 from training.faults import not_finite
+from training.fixed import fixed_rows, tuned_model
 from training.identity import describe, difference, fingerprint
 from training.negatives import within
 from training.recall import Weighed
@@ -102,10 +103,13 @@ class Run:
         if len(self.train.positives.indices) == 0:
             raise InputError("data: no training row has a label")
         self.seen = np.flatnonzero(self.train.positives.counts()).astype(np.int64)  # label numbers that are trained
+        if config.labels.rows != "trained":
+            self.seen = np.arange(len(labels), dtype=np.int64)  # all are there to be found, and none is moved
         self.positives = _renumbered(self.train.positives, self.seen)
         seen_texts = [labels.texts[number] for number in self.seen]
         self.model = self._model([*self.train.texts, *seen_texts])
-        if config.training.free_vectors:
+        self.fixed = None if config.labels.rows == "trained" else fixed_rows(config, labels, self.model.dimension)
+        if config.training.free_vectors and self.fixed is None:
             self.model.tower.free_vectors(len(self.seen[world.share(len(self.seen))]))
         excluded = None if self.train.excluded is None else within(self.train.excluded, self.seen)
         loss = LOSSES.build(config.loss.name, config.loss.options)
@@ -131,11 +135,19 @@ class Run:
     def _model(self, texts: Sequence[str]) -> DualEncoder:
         """Return the model to train, its encoder fitted on `texts`, of training rows and labels."""
         config = self.config
+        if config.labels.rows == "bundle":
+            return tuned_model(config)
         return DualEncoder.make(config.encoder.name, config.encoder.options, config.tower.name, config.tower.options, texts)
 
     def _method(self, loss: Loss, labels: Sequence[str], excluded: Positives | None) -> Step:
         """Return what a batch does; `labels` are the texts of those trained (L), `excluded` pairs (N, L)."""
-        return make_step(self.config, self.model, loss, self.train.texts, labels, self.positives, excluded, self.world)
+        near = None
+        if self.config.finetune.graph is not None:
+            from training.analysis.graphml import neighbours
+
+            near = neighbours(self.config.finetune.graph, self.labels.ids)[self.seen][:, self.seen]
+        given = self.train.texts, labels, self.positives, excluded, self.world, self.fixed, near
+        return make_step(self.config, self.model, loss, *given)
 
     def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end and return True; or finish the step during which `interrupted` turned true, leave a checkpoint
@@ -268,6 +280,8 @@ class Run:
         `quick` reads the texts of the rest once for all validations, at the precision of training. Of several ranks the first
         gets the rows, and the others none (0, D).
         """
+        if self.fixed is not None:
+            return self.fixed.clone()
         tower = self.model.tower.eval()
         trained = self.method.gathered(tower.labels(self.method.label_features(), trained=True).cpu())
         if not self.world.first:

@@ -50,7 +50,8 @@ def code_book(
     elif count <= dimension:
         # The signs of R make the factorisation, and so the codes, unique.
         basis, upper = torch.linalg.qr(codes.T)
-        return (basis * upper.diagonal().sign()).T.contiguous()
+        fitting: Tensor = (basis * upper.diagonal().sign()).T.contiguous()
+        return fitting
     steps = min(steps, int(OPERATIONS / (4 * count * (count - first) * dimension))) if first < count else 0
     least, best = NEAR * welch(count, dimension), codes
     nearest = most = largest(codes, first)

@@ -8,10 +8,15 @@ The result is that of plain SGD on W, to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar
+
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
+from dexml.heads.base import Head
 from dexml.losses.base import Pairs
 from dexml.losses.z_loss import ZLoss, terms
 from dexml.types import Positives
@@ -98,17 +103,48 @@ class FactoredHead:
             self.stabilise()
 
     def stabilise(self) -> int:
-        """Bring U's singular values back into [½, 2], the factors going into V, a direction at a time (L·d); return how many.
+        """Bring U's singular values back into [½, 2], the factors going into V, L·d for each direction; return how many.
 
         W stays as it is. Without it U would shrink, and V grow, until their product is made of noise.
         """
         left, values, right = torch.linalg.svd(self.u)
         bounded = values.clamp(LEAST, MOST)
         moved = torch.nonzero(bounded != values)[:, 0]
-        for number in moved.tolist():
-            direction = left[:, number]
-            self.v += torch.outer(self.v @ direction, direction * (values[number] / bounded[number] - 1))
         if len(moved):
+            directions, factors = left[:, moved], (values / bounded)[moved] - 1
+            self.v += ((self.v @ directions) * factors) @ directions.T
             self.u = (left * bounded) @ right
         self.inverse = torch.linalg.inv(self.u)
         return len(moved)
+
+
+class ZHead(Head):
+    """`FactoredHead` over `epochs` of batches of `batch` rows, at a constant learning `rate`.
+
+    `a` and `b` are those of the loss: a positive pulls until it stands b standard deviations above the rest.
+    """
+
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"b": (4.0, 8.0), "rate": (10.0, 30.0)}
+
+    def __init__(
+        self,
+        *,
+        rate: Annotated[float, Gt(0)] = 10.0,
+        a: Annotated[float, Gt(0)] = 1.0,
+        b: float = 4.0,
+        epochs: Annotated[int, Ge(1)] = 20,
+        batch: Annotated[int, Ge(1)] = 32,
+        seed: Annotated[int, Ge(0)] = 0,
+    ) -> None:
+        self.rate, self.loss = rate, ZLoss(temperature=1.0, a=a, b=b)
+        self.epochs, self.batch, self.seed = epochs, batch, seed
+
+    def stages(self, rows: Tensor, positives: Positives, start: Tensor) -> Iterator[Tensor]:
+        """Yield the weights after every epoch."""
+        head, given = FactoredHead(start.double(), self.loss), rows.double()
+        for epoch in range(self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(rows))
+            for first in range(0, len(order), self.batch):
+                some = order[first : first + self.batch]
+                head.step(given[torch.from_numpy(some)], positives.take(some), self.rate)
+            yield head.weights.float()

@@ -18,14 +18,16 @@ from dexml.types import Positives
 
 log = logging.getLogger(__name__)
 
+UNIT = 1e-2  # by which a length may differ from 1; bfloat16 rounds more than float32
+
 
 class StableMax(ScoreLoss):
     """−(1/B) Σ_i (1/|P_i|) Σ_{p∈P_i} log [S(s_ip) / (S(s_ip) + Σ_{n∉P_i} S(s_in))], S(x) = 1 + x, or 1/(1 − x) for x < 0.
 
     log S(x) = sign(x) log(1 + |x|): a softmax of scores that count by their logarithm. Scores of rows of length 1 reach from
     −1/τ to 1/τ, where S(1/τ)/S(−1/τ) = (1 + 1/τ)²: 441 at τ = 0.05, so that more than 441 negatives outweigh the best positive.
-    It is for shortlists and for rows of any length. All labels of unit rows beyond that bound are an InputError by `check`; a
-    call beyond it, whatever the rows' lengths, is a warning in the log, once.
+    It is for shortlists and for rows of any length. All labels of unit rows beyond that bound are an InputError by `check`, a
+    shortlist of unit rows beyond it is a warning in the log, once.
     """
 
     _warned = False
@@ -33,30 +35,29 @@ class StableMax(ScoreLoss):
     def __call__(self, queries: Tensor, labels: Tensor, positives: Positives) -> Tensor:
         """Return the scalar loss, as `ScoreLoss` does."""
         value = super().__call__(queries, labels, positives)
-        if not self._warned and len(queries) and len(labels):
-            reach = math.prod(float(at_least_float32(rows.detach()).norm(dim=1).max()) for rows in (queries, labels))
-            if len(labels) - 1 > self.outweighed(reach):
-                log.warning("stablemax %s", self._beyond(len(labels), reach))
-                self._warned = True
+        if not self._warned and len(labels) - 1 > self.outweighed and _unit(queries) and _unit(labels):
+            log.warning("stablemax %s", self._beyond(len(labels)))
+            self._warned = True
         return value
 
-    def outweighed(self, reach: float = 1.0) -> float:
-        """Return how many negatives a positive can outweigh at most where |⟨q, y⟩| ≤ `reach`: (1 + reach/τ)²."""
-        return (1 + reach / self.temperature) ** 2
+    @property
+    def outweighed(self) -> float:
+        """How many negatives a positive can outweigh at most where all rows are of length 1: (1 + 1/τ)²."""
+        return (1 + 1 / self.temperature) ** 2
 
     def check(self, labels: int) -> None:
         """Raise InputError where a positive among so many labels of unit rows cannot have half of the probability."""
-        if labels - 1 > self.outweighed():
-            raise InputError(f"loss.name: 'stablemax' {self._beyond(labels, 1.0)}")
+        if labels - 1 > self.outweighed:
+            raise InputError(f"loss.name: 'stablemax' {self._beyond(labels)}")
 
-    def _beyond(self, labels: int, reach: float) -> str:
-        temperature = reach / (math.sqrt(labels - 1) - 1)
+    def _beyond(self, labels: int) -> str:
+        temperature = 1 / (math.sqrt(labels - 1) - 1)
         place = 10 ** (math.floor(math.log10(temperature)) - 1)  # of its second digit
         temperature = math.floor(temperature / place) * place
         return (
-            f"cannot tell a positive from {labels - 1:,} negatives: at temperature {self.temperature:g}, with products no "
-            f"larger than {reach:.3g}, a positive outweighs {self.outweighed(reach):,.0f} of them at most; score a shortlist "
-            f"(finetune.negatives 'in-batch' or 'mined'), or set loss.temperature to {temperature:.2g} or less"
+            f"cannot tell a positive from {labels - 1:,} negatives: with rows of length 1 and temperature {self.temperature:g} "
+            f"it outweighs {self.outweighed:,.0f} at most; score a shortlist (finetune.negatives 'in-batch' or 'mined'), or "
+            f"set loss.temperature to {temperature:.2g} or less"
         )
 
     def value_and_gradient(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -86,3 +87,8 @@ class StableMax(ScoreLoss):
         weights = torch.from_numpy(shares).to(queries.device, torch.float32)
         products = self.operands(queries)
         return stablemax(queries, labels, positives, self.temperature, weights, products=products, tell=self.tell)
+
+
+def _unit(rows: Tensor) -> bool:
+    lengths = at_least_float32(rows.detach()).norm(dim=1)
+    return bool(((lengths - 1).abs() < UNIT).all())

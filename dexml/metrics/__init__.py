@@ -7,7 +7,7 @@ them, of a split of any size: `measure` or a `Tally`, and by label frequency `de
 
 from __future__ import annotations
 
-from dexml.metrics.calibration import Reliability, brier_at, ece_at, log_loss_at, reliability
+from dexml.metrics.calibration import Reliability, adaptive_ece_at, brier_at, ece_at, log_loss_at, reliability
 from dexml.metrics.found import hits, without
 from dexml.metrics.groups import Group, bands, deciles
 from dexml.metrics.propensity import CONSTANTS, DEFAULT_PROPENSITY, Float64Array, propensity_constants, propensity_weights
@@ -40,6 +40,7 @@ __all__ = [
     "Reliability",
     "Rows",
     "Tally",
+    "adaptive_ece_at",
     "average_precision_at",
     "bands",
     "brier_at",

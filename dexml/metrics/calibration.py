@@ -3,9 +3,10 @@
 `probabilities` float (N, K) are of answers by descending score, NaN where one is missing; `hits` bool (N, K) say which of
 them are right (`dexml.metrics.hits`). Every answer among the first k of a row counts once; p is its probability, y its hit.
 
-Bins hold equally many answers unless `equal_width` is set. A softmax over thousands of labels leaves most probabilities near 0:
-bins of equal width would then hold nearly everything in one, whose mean hides what is wrong inside it, and a handful of answers
-in each of the others, whose accuracy is noise (Nixon et al., Measuring Calibration in Deep Learning, CVPR Workshops 2019).
+A curve's bins hold equally many answers unless `equal_width` is set. A softmax over thousands of labels leaves most
+probabilities near 0: bins of equal width would then hold nearly everything in one, whose mean hides what is wrong inside it,
+and a handful of answers in each of the others, whose accuracy is noise (Nixon et al., Measuring Calibration in Deep Learning,
+CVPR Workshops 2019).
 """
 
 from __future__ import annotations
@@ -69,14 +70,21 @@ def reliability(k: int, probabilities: Any, hits: Any, bins: int = BINS, *, equa
     return Reliability(confidence, accuracy, count[held])
 
 
-def ece_at(k: int, probabilities: Any, hits: Any, bins: int = BINS, *, equal_width: bool = False) -> float:
-    """Return ECE@k = Σ_b n_b/n · |accuracy_b − confidence_b| over the first k answers of each row, in 0..1.
+def ece_at(k: int, probabilities: Any, hits: Any, bins: int = BINS) -> float:
+    """Return ECE@k = Σ_b n_b/n · |accuracy_b − confidence_b| over the first k answers of each row, in 0..1: Guo et al.'s.
 
-    Equal-mass bins by default, the "adaptive" error of Nixon et al.; with `equal_width` that of Guo et al. A calibration error
-    of 0 does not make a good answer: one probability for everything, the overall precision, has it. Read Brier score or log
-    loss beside it.
+    Its bins have equal width; read `adaptive_ece_at` beside it. A calibration error of 0 does not make a good answer: one
+    probability for everything, the overall precision, has it. Brier score and log loss tell.
     """
-    return reliability(k, probabilities, hits, bins, equal_width=equal_width).ece
+    return reliability(k, probabilities, hits, bins, equal_width=True).ece
+
+
+def adaptive_ece_at(k: int, probabilities: Any, hits: Any, bins: int = BINS) -> float:
+    """Return ECE@k with bins of equally many answers, in 0..1: Nixon et al.'s adaptive error.
+
+    It is the stricter one where most probabilities are near 0, and with few answers the noisier one.
+    """
+    return reliability(k, probabilities, hits, bins).ece
 
 
 def brier_at(k: int, probabilities: Any, hits: Any) -> float:

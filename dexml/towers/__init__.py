@@ -17,6 +17,7 @@ TOWERS: Table[Tower] = Table(
         "linear": "dexml.towers.linear:LinearTower",
         "mixture": "dexml.towers.mixture:MixtureTower",
         "noprop": "dexml.towers.noprop:NoPropTower",
+        "kernel": "dexml.towers.kernel:KernelTower",
     },
 )
 

@@ -45,7 +45,8 @@ class Tower(nn.Module, ABC):
 
     def weight(self, name: str) -> Tensor:
         """Return a weight matrix as it is used: rounded to `bits`, where they are set."""
-        return rounded(self.get_parameter(name), self.bits)
+        matrix: Tensor = getattr(self, name)
+        return rounded(matrix, self.bits)
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -20,7 +20,7 @@ class CompactTower(Tower):
     """q = norm(norm(P·m + b) + g·norm(F·W)), y = norm(norm(R·m) + g·norm(F·W) + f) for dense m (N, M) and a bag F.
 
     P and R are (D, M), W is (features, D), D the `dimension`. Alone, it starts from the principal axes of the encoder's own
-    rows of word pieces; as a student, from those of a summed tower's labels (`adopt`).
+    rows of word pieces (`start = "distilled"`) or of random ones; as a student, from those of a summed tower's labels.
     """
 
     reads = frozenset({"bag", "dense"})
@@ -32,13 +32,14 @@ class CompactTower(Tower):
         dimension: Annotated[int, Ge(1)] = 96,
         dropout: Annotated[float, Ge(0), Le(0.9)] = 0.3,
         dense_dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1,
+        start: Literal["distilled", "random"] = "distilled",
         table_rate: Annotated[float, Gt(0)] = 3e-3,
         free_rate: Annotated[float, Gt(0)] = 5e-3,
         matrix_rate: Annotated[float, Gt(0)] = 1e-3,
         scale_rate: Annotated[float, Gt(0)] = 3e-3,
     ) -> None:
         super().__init__()
-        self.dimension, self.dropout, self.dense_dropout = dimension, dropout, dense_dropout
+        self.dimension, self.dropout, self.dense_dropout, self.start = dimension, dropout, dense_dropout, start
         self.rates = {
             "table": table_rate,
             "free": free_rate,
@@ -55,9 +56,9 @@ class CompactTower(Tower):
 
     @torch.no_grad()
     def start_from(self, encoder: Encoder) -> None:
-        """Set all for a new training: along the principal axes of the encoder's initial rows, or at random."""
+        """Set all for a new training: along the principal axes of the encoder's initial rows, or of random ones."""
         width = self.of_labels.shape[1]
-        rows = encoder.initial_rows(width)
+        rows = encoder.initial_rows(width) if self.start == "distilled" else None
         if rows is None:
             rows = torch.randn(len(self.table), width) / width**0.5
         axes = principal_axes(rows, self.dimension)

@@ -43,10 +43,10 @@ class LinearTower(Tower):
         return self
 
     def raw(self, features: Features, *, query: bool) -> Tensor:
-        """Return [x, ‖x‖, 0] or [slope·y, offset, √(1 − slope² − offset²)] (N, D + 2)."""
+        """Return [x, 1, 0]/√2 or [slope·y, offset, √(1 − slope² − offset²)] (N, D + 2)."""
         if query:
-            rows = self.base.queries(features)
-            return torch.cat([rows, rows.any(dim=1, keepdim=True).to(rows), rows.new_zeros(len(rows), 1)], dim=1)
+            rows = with_one(self.base.queries(features))
+            return torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)
         rows = self.base.labels(features, trained=False)
         rest = torch.stack([self.offset, (1 - self.slope.square() - self.offset.square()).clamp(min=0).sqrt()])
         return torch.cat([self.slope * rows, rest.expand(len(rows), 2)], dim=1)
@@ -57,13 +57,13 @@ class LinearTower(Tower):
 
 
 def with_one(rows: Tensor) -> Tensor:
-    """Return x' = [x, 1]/√2 (N, D + 1), the rows that a head is fitted on, of unit rows x (N, D)."""
-    return normalize(torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1), dim=1)
+    """Return x' = [x, 1]/√2 (N, D + 1), the rows that a head is fitted on, of unit rows x (N, D); of a row of zeros zeros."""
+    return normalize(torch.cat([rows, rows.any(dim=1, keepdim=True).to(rows)], dim=1), dim=1)
 
 
-def as_unit_rows(weights: Tensor) -> tuple[Tensor, float]:
-    """Return rows (L, D + 2) of length one for `weights` v (L, D + 1), and M = max ‖v‖."""
+def as_unit_rows(weights: Tensor, least: float = 0.0) -> tuple[Tensor, float]:
+    """Return rows (L, D + 2) of length one for `weights` v (L, D + 1), and M = max ‖v‖, or `least` where that is more."""
     squares = weights.square().sum(dim=1)
-    most = float(squares.max().sqrt())
+    most = max(least, float(squares.max().sqrt()))
     rest = (most**2 - squares).clamp(min=0).sqrt()
     return normalize(torch.cat([weights, rest[:, None]], dim=1), dim=1), most

@@ -51,8 +51,10 @@ def check(address: str | None) -> None:
         raise InputError(f"--ray-address {address}: {_MODE}=token, and no token: set {_TOKEN} or {_TOKEN_FILE}")
 
 
-def start(address: str | None, cpus: float) -> Any:
+def start(address: str | None, cpus: float, gpus: bool = False) -> Any:
     """Join the cluster at `address`, or start one with `cpus` in this process's care, and return the module `ray`.
+
+    With `gpus` one of our own has all that Ray finds on this machine, else none.
 
     One of our own listens on loopback alone, asks for a token that nobody else has, and ends with this process. Raises
     InputError when the cluster cannot be reached.
@@ -74,7 +76,8 @@ def start(address: str | None, cpus: float) -> Any:
         return ray
     how: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address is None:  # "local": whatever else runs on this machine, or RAY_ADDRESS names
-        how |= {"address": "local", "num_cpus": math.ceil(cpus), "num_gpus": 0, "include_dashboard": False}
+        how |= {"address": "local", "num_cpus": math.ceil(cpus), "include_dashboard": False}
+        how |= {} if gpus else {"num_gpus": 0}
         how["object_store_memory"] = STORE_BYTES
     for tries_left in reversed(range(TRIES)):
         try:
@@ -94,44 +97,28 @@ def stop(ray: Any, address: str | None) -> None:
 
     Ray's agents notice by themselves that their node has gone, but take up to half a minute, and hold their ports until then.
     """
-    own = _own_processes() if address is None else {}
     ray.shutdown()
+    if address is not None:
+        return
     for number in (signal.SIGTERM, signal.SIGKILL):
         until = time.monotonic() + PATIENCE_S
-        while (own := {process: born for process, born in own.items() if _born(process) == born}) and time.monotonic() < until:
-            for process in own:
+        while (left := _own_processes()) and time.monotonic() < until:
+            for process in left:
                 with suppress(OSError):
                     os.kill(process, number)
             time.sleep(0.05)
 
 
-def _own_processes() -> dict[int, str]:
-    """Return Ray's processes below this one, with when each began: a number may be another's a moment later."""
-    below: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):  # none where there is no /proc
-        with suppress(OSError, IndexError):
-            below.setdefault(int(_fields(int(folder.name))[1]), []).append(int(folder.name))
-    found, to_see = {}, [os.getpid()]
-    while to_see:
-        for process in below.get(to_see.pop(), ()):
-            to_see.append(process)
-            with suppress(OSError):
-                if b"ray" in Path(f"/proc/{process}/cmdline").read_bytes():
-                    found[process] = _born(process)
+def _own_processes() -> list[int]:
+    """Return the processes of the cluster that was started here: they alone have its token. None where there is no /proc."""
+    token, found = f"{_TOKEN}={os.environ.get(_TOKEN, '')}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            program = (folder / "cmdline").read_bytes()
+            is_ray = program.startswith(b"ray::") or b"/ray/" in program
+            if is_ray and int(folder.name) != os.getpid() and token in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
     return found
-
-
-def _born(process: int) -> str:
-    """Return when a process began, in ticks; empty when it has ended."""
-    try:
-        fields = _fields(process)
-    except (OSError, IndexError):
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def _fields(process: int) -> list[str]:
-    return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def _is_loopback(host: str) -> bool:

@@ -29,12 +29,16 @@ TICK_S = 0.5  # how long a wait for loading lasts at most before the world is lo
 
 @dataclass(frozen=True)
 class Layout:
-    """N shards in R copies each, every copy with a share of `cpus`, on the Ray cluster at `address` or one of our own."""
+    """N shards in R copies each, each with `cpus` and `gpus` to itself, on the Ray cluster at `address` or one of our own.
+
+    An index of FAISS goes on the GPU that its shard has; the exact index scans on CPUs.
+    """
 
     shards: int
     replicas: int = 1
     cpus: float = 1.0
     address: str | None = None
+    gpus: float = 0.0
 
 
 class RayEngine(Engine):
@@ -43,14 +47,18 @@ class RayEngine(Engine):
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.shards = layout.shards
-        self._ray = start(layout.address, layout.cpus * layout.shards * layout.replicas)
+        self._ray = start(layout.address, layout.cpus * layout.shards * layout.replicas, layout.gpus > 0)
         self._copies = [[Replica(shard, number) for number in range(layout.replicas)] for shard in range(layout.shards)]
         self._delays = [Delays() for _ in range(layout.shards)]
         self._closed = False
         self._folders: dict[str, Sequence[Path]] = {}
         self._lock = threading.Lock()  # of the above; never held while anything is waited for
         self._keeper = Keeper(self._ray, layout, self._copies, self._folders, self._lock)
-        self._keeper.place_all()
+        try:
+            self._keeper.place_all()
+        except BaseException:
+            self.close()
+            raise
         self._keeper.start()
 
     def close(self) -> None:

@@ -63,6 +63,9 @@ class Keeper:
         """Give every copy its process. Raises InputError when the cluster has no room for them."""
         every = [replica for copies in self._copies for replica in copies]
         calls = {}
+        wanted, held = self._layout.gpus * len(every), self._ray.cluster_resources().get("GPU", 0)
+        if wanted > held:
+            raise InputError(f"Ray: {len(every)} shards need {wanted:g} GPUs, and the cluster has {held:g} (--shard-gpus)")
         for replica in every:
             replica.actor, replica.node = self._made(replica)
             calls[replica.actor.where.remote()] = replica
@@ -200,15 +203,15 @@ class Keeper:
 
         beside = {other.node for other in self._copies[replica.shard] if other is not replica and other.node}
         everywhere = [other.node for copies in self._copies for other in copies if other.node]
-        cpus = self._layout.cpus
-        free = {
-            node["NodeID"]: node["Resources"].get("CPU", 0) - cpus * everywhere.count(node["NodeID"])
+        needs = {"CPU": self._layout.cpus, "GPU": self._layout.gpus}
+        options: dict[str, Any] = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_restarts": 0, "max_task_retries": 0}
+        node = ""
+        if roomy := [
+            node["NodeID"]
             for node in self._ray.nodes()
             if node["Alive"]
-        }
-        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
-        node = ""
-        if roomy := [name for name, left in free.items() if left >= cpus]:
+            and all(node["Resources"].get(of, 0) >= need * (1 + everywhere.count(node["NodeID"])) for of, need in needs.items())
+        ]:
             node = min(roomy, key=lambda name: (name in beside, everywhere.count(name), name))
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         return self._class.options(**options).remote(), node

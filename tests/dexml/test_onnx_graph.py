@@ -20,7 +20,7 @@ from dexml.model import DualEncoder
 missing = [name for name in onnx_graph.NEEDED if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason="pip install dexml[onnx]")
 TEXTS = ["Sorting arrays quickly.", "the fast Fourier transform of a signal " * 9, "a", "", "naïve café ☃", *["matrix"] * 9]
-PAIRS = [("bag", "tokens"), ("transformer", "residual"), ("transformer", "identity"), ("joint", "summed")]
+PAIRS = [("bag", "tokens"), ("transformer", "residual"), ("transformer", "identity"), ("joint", "summed"), ("joint", "compact")]
 
 
 def make(encoder: str, tower: str, transformer: Path, folder: Path) -> DualEncoder:

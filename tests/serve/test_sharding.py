@@ -19,7 +19,7 @@ HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="the extra `ray` is not installed")
 
 
-@pytest.mark.parametrize("settings", [{"shards": 2}, {"replicas": 2}, {"ray_address": "127.0.0.1:6379"}])
+@pytest.mark.parametrize("settings", [{"shards": 2}, {"replicas": 2}, {"shard_gpus": 1}, {"ray_address": "127.0.0.1:6379"}])
 def test_shards_need_an_engine(tiny_bundle: Path, settings: dict[str, object]):
     option = f"--{next(iter(settings)).replace('_', '-')}"
     with pytest.raises(InputError, match=f"^{option}: .*--engine ray"):
@@ -51,6 +51,15 @@ def test_a_cluster_that_others_reach_must_ask_for_a_token(monkeypatch: pytest.Mo
     for address in ("6379", ":6379", "head.example", "ray://head.example:x"):
         with pytest.raises(InputError, match="HOST:PORT"):
             ray_cluster.check(address)
+
+
+@needs_ray
+def test_gpus_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    from index.shards.ray_engine import Layout, RayEngine
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match=r"2 shards need 2000 GPUs, and the cluster has \d+ \(--shard-gpus\)"):
+        RayEngine(Layout(2, gpus=1000))
 
 
 def listening(session: str) -> list[str]:

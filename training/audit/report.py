@@ -32,7 +32,7 @@ def _headlines(audit: Audit) -> list[tuple[str, str]]:
     found = []
     for name, degrees in list(tables.angles(audit).items())[:2]:
         if degrees:
-            found.append((f"{np.median(degrees):.2f}°", f"half way to {name}"))
+            found.append((f"{np.median(degrees):.2f}°", f"median push to {name}"))
     for of in audit.reach:
         if of.k == 10:
             found.append((f"{100 * of.count(True) / len(of.pushes):.0f} %", f"lists of 10 {of.kind} reachable"))
@@ -56,7 +56,7 @@ def _pushes(audit: Audit) -> list[page.Group]:
         "one that is answered otherwise. The first two are exact boundaries; the others are the nearest rows that are answered "
         "with exactly that list."
     )
-    parts = [page.charts([page.card(title, drawn, level=3)]), page.numbers("Smallest pushes", heads, rows, level=3)]
+    parts = [page.columns([page.card(title, drawn, level=3), page.numbers("Smallest pushes", heads, rows, level=3)])]
     return [page.Group("How little changes an answer", note, parts)] if rows and audit.orders else []
 
 
@@ -102,7 +102,7 @@ def _reach(audit: Audit) -> list[page.Group]:
         f"row that was found, with a margin of {audit.asked.margin:g} of cosines, or proved to be out of reach by weights on "
         f"inequalities (--json has them). {RANDOM.capitalize()} are drawn from all; the others from the first 2K answers."
     )
-    parts = [page.charts([page.card(title, drawn, level=3)]), page.numbers("Reachability", heads, rows, level=3)]
+    parts = [page.columns([page.card(title, drawn, level=3), page.numbers("Reachability", heads, rows, level=3)])]
     return [page.Group("Which lists can be returned", note, parts)]
 
 
@@ -123,5 +123,5 @@ def _attacks(audit: Audit) -> list[page.Group]:
         f"back-propagation an iteration, {audit.asked.iterations} of them, the optimiser anew after {WARM_UP}. A text cannot "
         "be perturbed like that; what is measured is how smooth the tower is."
     )
-    parts = [page.charts([page.card(title, drawn, level=3)]), page.numbers("Attacks", heads, rows, level=3)]
+    parts = [page.columns([page.card(title, drawn, level=3), page.numbers("Attacks", heads, rows, level=3)])]
     return [page.Group("Attacks on token embeddings", note, parts)]

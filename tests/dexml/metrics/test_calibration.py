@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dexml.metrics import brier_at, ece_at, log_loss_at, reliability
+from dexml.metrics import adaptive_ece_at, brier_at, ece_at, log_loss_at, reliability
 
 RNG = np.random.default_rng(0)
 
@@ -18,9 +18,9 @@ def true_answers(rows: int, width: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 def test_true_probabilities_have_nearly_no_error_and_wrong_ones_their_own() -> None:
     p, y = true_answers(20_000)
-    for equal_width in (False, True):
-        assert ece_at(5, p, y, equal_width=equal_width) < 0.01
-        assert ece_at(5, np.minimum(p + 0.1, 1), y, equal_width=equal_width) == pytest.approx(0.1, abs=0.02)
+    for error in (ece_at, adaptive_ece_at):
+        assert error(5, p, y) < 0.01
+        assert error(5, np.minimum(p + 0.1, 1), y) == pytest.approx(0.1, abs=0.02)
 
 
 def test_the_definition_by_hand() -> None:
@@ -66,7 +66,7 @@ def test_a_softmax_may_be_above_one_by_rounding() -> None:
 
 
 def test_no_answers_have_no_figure() -> None:
-    for figure in (ece_at, brier_at, log_loss_at):
+    for figure in (ece_at, adaptive_ece_at, brier_at, log_loss_at):
         assert math.isnan(figure(5, np.full((2, 5), math.nan), np.zeros((2, 5))))
         assert math.isnan(figure(5, np.zeros((0, 5)), np.zeros((0, 5))))
 

@@ -90,7 +90,7 @@ def test_the_walk_comes_back_once_the_tenure_is_over():
 
 
 def test_aspiration_lets_in_a_point_that_is_told_anew_and_better_than_all():
-    walk = TabuWalk((9,), start=(4,), tenure=5)
+    walk = TabuWalk((9,), start=(4,), tenure=5, probes=0, eager=False)
     for value in (4, 3, 5, 6, 7):  # uphill all the way: 5 is left for 6
         assert walk.ask() == (value,)
         walk.tell((value,), (-float(value),))
@@ -100,9 +100,24 @@ def test_aspiration_lets_in_a_point_that_is_told_anew_and_better_than_all():
     assert walk.moves[3] == ((5,), "aspiration")
 
 
+def test_it_goes_straight_on_while_that_gains_and_begins_at_the_best_of_its_probes():
+    asked = []
+    walk = TabuWalk((9, 9), start=(4, 4), probes=0)
+    for _ in range(7):
+        place = walk.ask()
+        assert place is not None
+        asked.append(place)
+        walk.tell(place, (float(-place[0] - place[1]),))
+    assert asked == [(4, 4), (3, 4), (5, 4), (6, 4), (7, 4), (8, 4), (8, 3)]
+    for seed in range(5):
+        probed = walked(rugged(seed), seed, probes=9)
+        first = list(probed.keys)[:10]
+        assert probed.moves[0] == (min(first, key=lambda place: probed.keys[place]), "start")
+
+
 def test_it_goes_where_it_is_worse_and_starts_anew_where_nothing_is_gained():
     grid = np.array([[0.5, 0.2, 0.9]])
-    walk = walked(grid, 0, start=(0, 0))
+    walk = walked(grid, 0, start=(0, 0), probes=0)
     assert [move.place for move in walk.moves] == [(0, 0), (0, 1)]  # downhill, and so it sees the better end
     long = walked(rugged(0), 0, 600, patience=4)
     restarts = [move for move in long.moves if move.how == "restart"]
@@ -125,7 +140,7 @@ def test_the_same_seed_takes_the_same_way_and_another_one_another():
 
 
 def test_what_is_broken_of_the_bounds_counts_before_the_objective():
-    walk = TabuWalk((5,), start=(1,))
+    walk = TabuWalk((5,), start=(1,), probes=0, eager=False)
     bad = {0: (1.0, 0.0), 1: (0.5, 9.0), 2: (0.0, 8.0), 3: (0.0, 7.0), 4: (0.0, 7.5)}
     for _ in bad:
         place = walk.ask()
@@ -140,8 +155,10 @@ def test_a_wide_trap_is_left_by_restarts_alone():
     grid = np.maximum(np.exp(-far[0] / 10), 1.5 * np.exp(-far[1] / 2))  # a hill where the walk starts, a steeper one far away
     before, in_all = 0, 0
     for seed in range(20):
-        walk = TabuWalk(SIZES, seed=seed, start=(1, 1, 1, 1), patience=100)
-        while walk.moves[-1].how != "restart" and len(walk.keys) < 400 and (place := walk.ask()) is not None:
+        walk = TabuWalk(SIZES, seed=seed, start=(1, 1, 1, 1), patience=100, probes=0)
+        while (
+            (not walk.moves or walk.moves[-1].how != "restart") and len(walk.keys) < 400 and (place := walk.ask()) is not None
+        ):
             walk.tell(place, (-float(grid[place]),))
         before += min(walk.keys.values()) == (-1.5,)
         in_all += min(walked(grid, seed, 400, start=(1, 1, 1, 1)).keys.values()) == (-1.5,)
