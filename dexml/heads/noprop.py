@@ -102,7 +102,7 @@ class Blocks(nn.Module):
 
         Without a `generator` no noise is added on the way: z goes along its mean.
         """
-        z = start.expand(len(rows), self.leave.shape[2])
+        z = start.expand(rows.shape[0], self.leave.shape[2])  # `len` would fix the number of texts of an exported graph
         mixing = zip(*(values.tolist() for values in (self.schedule.a, self.schedule.b, self.schedule.c)), strict=True)
         for number, (a, b, c) in enumerate(mixing):
             if number == blocks:

@@ -70,7 +70,8 @@ class NoPropTower(Tower):
         """Return z (N, D) of queries after the first `blocks`, or all; a text without a known word stays 0."""
         rows = self.base.queries(features)
         found = self.blocks.denoise(self.scale * rows, self.noise, blocks=blocks) / (SIGNAL * self.scale)
-        return found * rows.any(dim=1, keepdim=True)
+        known: Tensor = found * rows.any(dim=1, keepdim=True)
+        return known
 
     def local_losses(self, rows: Tensor, labels: Tensor, positives: Positives) -> Tensor:
         """Return each block's loss (T) on the base's query rows (N, D), with labels (L, D); rows without a label are left out.
