@@ -77,14 +77,16 @@ class FinetuneSection(Section):
     `rate` is its learning rate, "auto" by kind; its gradient is clipped to the norm `clip`. `chunk` tokens are encoded at a
     time, which sets the memory of a step. A step scores all labels; or those that are positives in its batch, up to
     `positives` of each query; or these and `per_query` hard negatives, drawn from each query's `depth` best wrong labels,
-    which are mined anew every `mine_every` epochs.
+    which are mined anew every `mine_every` epochs; or instead, with negatives "graph", from labels that edges of the GraphML
+    file `graph` join to its own (`dexml analyze labels`).
     """
 
     train: Literal["none", "full", "ssf", "snnk"] = "none"
     rate: Annotated[float, Gt(0)] | Auto = "auto"
     clip: Annotated[float, Gt(0)] = 1.0
     chunk: Annotated[int, Ge(1)] = 8192
-    negatives: Literal["all", "in-batch", "mined"] = "all"
+    negatives: Literal["all", "in-batch", "mined", "graph"] = "all"
+    graph: Path | None = None
     positives: Annotated[int, Ge(1)] = 8
     per_query: Annotated[int, Ge(1)] = 8
     depth: Annotated[int, Ge(1)] = 100
@@ -171,6 +173,15 @@ def check(config: Config) -> None:
     _check_rest(config)
 
 
+def _check_labels(config: Config) -> None:
+    asked = config.labels
+    if (asked.rows == "bundle") > (asked.bundle is not None) or (asked.rows == "trained" and asked.bundle is not None):
+        needs = "a bundle is needed" if asked.bundle is None else "has no effect while labels.rows is 'trained'"
+        raise InputError(f"labels.bundle: {needs}")
+    if asked.rows != "trained" and config.finetune.train != "none":
+        raise InputError(f"finetune.train: 'none' is needed with labels.rows = {asked.rows!r}: the encoder stays as it is")
+
+
 def _reader(tower: Choice) -> tuple[str, str]:
     """Return the key and the name of the tower that reads the features: the one chosen, or the base behind it.
 
@@ -180,15 +191,6 @@ def _reader(tower: Choice) -> tuple[str, str]:
     while "base" in options:
         key, name, options = "tower.base", options["base"], TOWERS.options(options["base"], options["base_options"] or {})
     return key, name
-
-
-def _check_labels(config: Config) -> None:
-    asked = config.labels
-    if (asked.rows == "bundle") > (asked.bundle is not None) or (asked.rows == "trained" and asked.bundle is not None):
-        needs = "a bundle is needed" if asked.bundle is None else "has no effect while labels.rows is 'trained'"
-        raise InputError(f"labels.bundle: {needs}")
-    if asked.rows != "trained" and config.finetune.train != "none":
-        raise InputError(f"finetune.train: 'none' is needed with labels.rows = {asked.rows!r}: the encoder stays as it is")
 
 
 def _check_auto(config: Config) -> None:
@@ -222,6 +224,8 @@ def _check_finetune(config: Config) -> None:
         )
     if "dense" not in TOWERS[_reader(config.tower)[1]].reads:
         raise InputError(f"finetune.train: the tower {config.tower.name!r} does not read what the encoder's network makes")
+    if (tuned.graph is not None) != (tuned.negatives == "graph"):
+        raise InputError("finetune.graph: goes with finetune.negatives = 'graph', and that with a file")
     if tuned.depth < tuned.per_query:
         raise InputError(f"finetune.depth: {tuned.depth} labels mined are fewer than finetune.per_query, {tuned.per_query}")
 

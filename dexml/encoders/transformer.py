@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 class TransformerEncoder(Encoder, Network):
     """Embeddings of a sentence-transformers model: `model` is "minilm", a folder or a hub name.
 
-    A hub name needs a `revision`; code from a model folder is never run. Computed once and cached by `encode_many` for a
+    `pooling` "auto" is the model's own, and the mean for a folder of transformers' that names none; "last" is what causal
+    language models take, the last token having read all others. A hub name needs a `revision`; code from a model folder is
+    never run. Computed once and cached by `encode_many` for a
     frozen model; `tokenize` and `rows` are what a fine-tune trains through.
     """
 
@@ -43,12 +45,14 @@ class TransformerEncoder(Encoder, Network):
         batch: Annotated[int, Ge(1)] = 64,
         max_tokens: Annotated[int, Ge(1)] = 256,
         device: str = "cpu",
+        pooling: Literal["auto", "last", "mean", "cls"] = "auto",
     ) -> None:
         self.model_name = model
         self.revision = revision
         self.batch = batch
         self.wanted_tokens = max_tokens
         self.device = device
+        self.pooling = pooling
         self._model: SentenceTransformer | None = None
 
     @property
@@ -189,8 +193,8 @@ class TransformerEncoder(Encoder, Network):
         return not kernel_adapter.adapters(self.model)
 
     def load(self, folder: Path) -> None:
-        """Open the model in `folder`."""
-        self.model_name = str(folder)
+        """Open the model in `folder`, which names its pooling."""
+        self.model_name, self.pooling = str(folder), "auto"
         self._model = None
 
     def _open(self) -> SentenceTransformer:
@@ -204,13 +208,25 @@ class TransformerEncoder(Encoder, Network):
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        how: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False, "local_files_only": local}
         try:
             model = SentenceTransformer(
-                name, revision=self.revision, device=self.device, trust_remote_code=False, local_files_only=local
+                name if self.pooling == "auto" else None, modules=self._layers(name, how), device=self.device, **how
             )
         except (OSError, ValueError) as error:
             raise InputError(f"encoder.model: {name} cannot be opened: {str(error).splitlines()[0]}") from None
+        if model.tokenizer.pad_token is None:  # as causal models come: what is padded is masked all the same
+            model.tokenizer.pad_token = model.tokenizer.eos_token or model.tokenizer.unk_token
         if local:
             kernel_adapter.load(model, Path(name))
         model.max_seq_length = min(self.wanted_tokens, model.max_seq_length or self.wanted_tokens)
         return model.eval()
+
+    def _layers(self, name: str, how: dict[str, Any]) -> list[torch.nn.Module] | None:
+        """Return a transformer and the pooling that was asked for; None where the model's own layers are to be read."""
+        if self.pooling == "auto":
+            return None
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        read = Transformer(name, model_kwargs=how, processor_kwargs=how, config_kwargs=how)
+        return [read, Pooling(read.get_embedding_dimension(), "lasttoken" if self.pooling == "last" else self.pooling)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import normalize, relu
 
 from dexml.types import Positives
 
@@ -61,9 +61,10 @@ class Blocks(nn.Module):
 
     @torch.no_grad()
     def start(self) -> None:
-        """Set W₁ at random and W₂ to 0: the first guess is x itself, or 0."""
+        """Set W₁ at random and W₂ near 0: the first guess is about x itself, or 0."""
         self.enter.normal_(std=(2 / self.enter.shape[1]) ** 0.5)
-        for parameter in (self.enter_bias, self.leave, self.leave_bias):
+        self.leave.normal_(std=0.02 * self.leave.shape[1] ** -0.5)
+        for parameter in (self.enter_bias, self.leave_bias):
             parameter.zero_()
 
     def __len__(self) -> int:
@@ -106,8 +107,7 @@ class Blocks(nn.Module):
 
 
 def centroids(labels: Tensor, positives: Positives) -> Tensor:
-    """Return the sum of each row's positives' embeddings (L, D), of length √D (N, D); 0 of a row that has none."""
+    """Return unit rows (N, D) along the sum of each row's positives among the embeddings (L, D); 0 of a row that has none."""
     places = torch.from_numpy(np.repeat(np.arange(len(positives)), np.diff(positives.indptr)))
-    sums = labels.new_zeros(len(positives), labels.shape[1])
-    sums.index_add_(0, places, labels[torch.from_numpy(positives.indices)])
-    return torch.nn.functional.normalize(sums, dim=1) * labels.shape[1] ** 0.5
+    own = labels[torch.from_numpy(positives.indices)]
+    return normalize(labels.new_zeros(len(positives), labels.shape[1]).index_add(0, places, own), dim=1)

@@ -118,6 +118,8 @@ def test_a_training_is_tuned_and_the_best_config_is_one_that_trains(tiny_config:
     )
     assert config.validation.fraction == 0.3
     assert not (out / "running").exists()
+    run("train", out / "best.toml", "--set", f"out={tmp_path / 'made'}")
+    assert Bundle.open(tmp_path / "made").manifest.temperature == config.loss.options["temperature"]
     assert "going on after 5 evaluations" in run(*asked, 6)
     first = [{key: row[key] for key in row if key not in ("latency", "seconds")} for row in rows(out)[:5]]
     assert first == [{key: row[key] for key in row if key not in ("latency", "seconds")} for row in found]

@@ -36,16 +36,17 @@ def _page(study: Study, title: str, evaluations: Sequence[Evaluation], chosen: E
         f"{study.goals} · {study.sampler}, seed {study.seed} · {len(evaluations):,} of {len(study.space):,} points evaluated"
     )
     figures = [] if chosen is None else [(shown(name, value), _named(name)) for name, value in chosen.figures.items()]
-    content: list[str] = []
-    if chosen is not None:
-        content.append(parts.facts(f"Chosen: evaluation {chosen.number}", chosen.settings))
-    content.append(parts.charts([*_history(study.goals, made), *_importance(study), *_against(study.goals, made)]))
+    searched = parts.facts("Searched", {key: ", ".join(map(str, values)) for key, values in study.space.axes.items()})
+    taken = [] if chosen is None else [parts.facts(f"Chosen: evaluation {chosen.number}", chosen.settings)]
+    content = [
+        parts.charts([*_history(study.goals, made), *_importance(study), *_against(study.goals, made)]),
+        parts.columns([*taken, searched]),
+    ]
     ranked = sorted(made, key=lambda one: study.goals.badness(one.figures))[:BEST]
     content.append(
         parts.numbers("Best evaluations", *_table(study, study.front() if len(study.goals.objectives) > 1 else ranked))
     )
     content.append(parts.numbers("All evaluations", *_table(study, evaluations), folded=True, file=TABLE))
-    content.append(parts.facts("Searched", {key: ", ".join(map(str, values)) for key, values in study.space.axes.items()}))
     return parts.document(title, status, figures, content)
 
 

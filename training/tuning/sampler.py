@@ -38,7 +38,7 @@ class TabuSampler(BaseSampler):  # type: ignore[misc]  # an extra, which mypy do
         self._space = dict(space)
         self._values = {name: _grid(name, distribution) for name, distribution in space.items()}
         self._start = None if start is None else self._place(start)
-        self._options = {"tenure": tenure, "patience": patience, "seed": seed}
+        self._tenure, self._patience, self._seed = tenure, patience, seed
         self._constraints = constraints
         self._others = RandomSampler(seed=seed)
 
@@ -59,7 +59,8 @@ class TabuSampler(BaseSampler):  # type: ignore[misc]  # an extra, which mypy do
 
     def walk(self, study: Study) -> TabuWalk:
         """Return the walk as far as the trials of `study` go."""
-        walk = TabuWalk([len(values) for values in self._values.values()], start=self._start, **self._options)
+        sizes = [len(values) for values in self._values.values()]
+        walk = TabuWalk(sizes, tenure=self._tenure, patience=self._patience, seed=self._seed, start=self._start)
         for trial in study.get_trials(deepcopy=False):
             if trial.state.is_finished() and self._values.keys() <= trial.params.keys():
                 walk.ask()
