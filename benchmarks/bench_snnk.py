@@ -182,7 +182,6 @@ class Trials:
         """Return the same of a head behind the transformer's rows, or behind `count` kernel features of them."""
         sides = [kept, watched, test]
         if count is not None:
-            began = time.monotonic()
             behind, texts = with_features(self.model, self.texts, count)
             of = behind.tower.get_submodule("features")
             assert isinstance(of, KernelFeatures)
@@ -193,7 +192,7 @@ class Trials:
         chosen = select(sides[0], sides[1], name, {}, lambda said: print(f"  {said}", flush=True))
         choosing, began = time.monotonic() - began, time.monotonic()
         for weights, seen in fitted(sides[0], name, chosen.options, chosen.stage):
-            every = sides[0].of_all(weights, seen)[0]
+            every = sides[0].of_all(weights, seen, chosen.scale)
         about = {"settings": [f"{key}={value}" for key, value in chosen.options.items()], "dimension": every.shape[1] + 1}
         found = [figures(side.rows, every, side.positives) for side in sides[1:]]
         seconds = time.monotonic() - began
