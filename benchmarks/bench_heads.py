@@ -115,7 +115,7 @@ def heads(folder: Path, data: Data) -> list[dict[str, Any]]:
         rest, held_out = split_by_labels(train.positives, 0.1, 0, 500)
         chosen = select(base.take(rest), base.take(held_out), name, {}, lambda said: print(f"    {said}", flush=True))
         *_, (weights, seen) = fitted(base, name, chosen.options, chosen.stage)
-        figures = precision(with_one(asked), base.of_all(weights, seen)[0], test.positives)
+        figures = precision(with_one(asked), base.of_all(weights, seen, chosen.scale), test.positives)
         add(f"{name}, a head", figures, start, {**chosen.options, "stage": chosen.stage})
     return table
 

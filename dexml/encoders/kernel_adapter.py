@@ -1,6 +1,6 @@
 """Adapters of kernel features (SNNK; Sehanobish et al., ICLR 2024): h + Up(Ψ·Φ(h/‖h‖)) behind every block of a transformer.
 
-Φ are random features whose directions stay as they were drawn (`dexml.kernel_features`); Ψ (r, m) and Up (d, r) are trained: r·m
+Φ are random features whose directions stay as drawn (`dexml.kernel_features`); Ψ (r, m) and Up (d, r) are trained: r·m
 numbers in place of the r·d of an adapter's first layer. Up starts at 0, so that an attached model is the model it was. As Φ is
 not linear, nothing can be folded into the layers before it: adapters are saved beside the model, in a file of their own.
 """

@@ -22,9 +22,9 @@ from dexml.types import Positives
 class Ridge(Head):
     """`penalty` is λ: what is expected weighs as much as λ rows would that point in one direction."""
 
-    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"penalty": (0.3, 0.1, 1.0, 0.03, 3.0)}
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"penalty": (0.1, 0.3, 1.0, 0.03)}
 
-    def __init__(self, *, penalty: Annotated[float, Gt(0)] = 0.3) -> None:
+    def __init__(self, *, penalty: Annotated[float, Gt(0)] = 0.1) -> None:
         self.penalty = penalty
 
     def stages(self, rows: Tensor, positives: Positives, start: Tensor) -> Iterator[Tensor]:
