@@ -1,6 +1,6 @@
 """QuadAttacK against an index and a tower: exact lists, certificates against a linear programme, and attacks beside CW^K.
 
-python benchmarks/bench_audit.py RUN DATA [--tower FOLDER] [--attacked 48] [--only lists|attacks] [--choose]
+python benchmarks/bench_audit.py RUN DATA [--tower FOLDER] [--attacked 32] [--only lists|attacks] [--choose]
 
 RUN is a bundle of the data set DATA. Lists are random, of K labels; rows of fewer dimensions than the bundle's are its rows'
 first principal components, unit again. The attacks are on two layers of MiniLM under a residual tower trained on DATA,
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--tower", type=Path, help="of the two-layer model; default: a temporary folder")
-    parser.add_argument("--attacked", type=int, default=48)
+    parser.add_argument("--attacked", type=int, default=32)
     parser.add_argument("--only", choices=("lists", "attacks"))
     parser.add_argument("--choose", action="store_true")
     given = parser.parse_args()
