@@ -168,7 +168,7 @@ class Trials:
         test = figures(run.query_rows(self.test.texts), rows, self.test.positives)
         return {**about, "validation": watched_figures, "test": test}
 
-    def zero_shot(self) -> tuple[dict[str, Any], Base, Base, Base]:
+    def zero_shot(self) -> tuple[dict[str, Any], list[Base]]:
         """Return the transformer's own figures, and its rows of the three sides as heads read them."""
         config, kept, watched = self._settled(["tower.name=identity", "training.free_vectors=true"])
         model = Run(config, self.labels, kept, watched).model
@@ -176,11 +176,10 @@ class Trials:
         sides = [Base.of(self.texts, model, split) for split in (kept, watched, self.test)]
         found = [figures(side.rows[:, :-1], self.texts, side.positives) for side in sides[1:]]
         about = {"settings": [], "dimension": model.dimension, "seconds": 0.0, "epochs": 0}
-        return {**about, "validation": found[0], "test": found[1]}, *sides
+        return {**about, "validation": found[0], "test": found[1]}, sides
 
-    def head(self, kept: Base, watched: Base, test: Base, count: int | None, name: str = "ridge") -> dict[str, Any]:
+    def head(self, sides: list[Base], count: int | None, name: str = "ridge") -> dict[str, Any]:
         """Return the same of a head behind the transformer's rows, or behind `count` kernel features of them."""
-        sides = [kept, watched, test]
         if count is not None:
             behind, texts = with_features(self.model, self.texts, count)
             of = behind.tower.get_submodule("features")
@@ -207,9 +206,9 @@ def best(trials: list[dict[str, Any]]) -> dict[str, Any]:
 def real(folder: Path) -> dict[str, Any]:
     """Train and fit all, print the chosen ones."""
     trials = Trials(folder)
-    zero, *sides = trials.zero_shot()
-    found = {"as it is": zero, "ridge head": trials.head(*sides, None)}
-    found["ridge head, kernel features"] = best([trials.head(*sides, count) for count in FEATURES])
+    zero, sides = trials.zero_shot()
+    found = {"as it is": zero, "ridge head": trials.head(sides, None)}
+    found["ridge head, kernel features"] = best([trials.head(sides, count) for count in FEATURES])
     plain = [trials.trained("tower.name=residual", f"loss.temperature={tau}") for tau in TEMPERATURES]
     found["residual tower"] = best(plain)
     kernel = ["tower.name=kernel", "tower.base=residual"]

@@ -38,7 +38,8 @@ class KernelFeatures(nn.Module):
     def of_inputs(self, inputs: Tensor) -> Tensor:
         """Return Φ(x) (N, dimension) of rows x (N, width)."""
         if self.function == "relu":
-            return relu(inputs @ self.directions.T) * len(self.directions) ** -0.5
+            outputs: Tensor = relu(inputs @ self.directions.T) * len(self.directions) ** -0.5
+            return outputs
         length, angle = self._polar(inputs)
         return torch.cat([length * angle.cos(), length * angle.sin()], dim=-1)
 
@@ -57,7 +58,8 @@ class KernelFeatures(nn.Module):
             return torch.cos(products + bias) if self.function == "cos" else torch.sin(products + bias)
         lengths = inputs.norm(dim=1, keepdim=True) * weights.norm(dim=1)
         angle = torch.arccos((products / lengths.clamp(min=1e-30)).clamp(-1, 1))
-        return lengths * (angle.sin() + (math.pi - angle) * angle.cos()) / (2 * math.pi)
+        kernel: Tensor = lengths * (angle.sin() + (math.pi - angle) * angle.cos()) / (2 * math.pi)
+        return kernel
 
     def _polar(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return modulus and angle (N, m) of m^{−½}·exp(a·g·x − a²‖x‖²/2), damped: a = (1 + i)/√2 and a² = i."""

@@ -52,7 +52,8 @@ def attach(model: nn.Module, rank: int = RANK, features: int = FEATURES) -> None
     Raises InputError where the model is no stack of blocks.
     """
     model.requires_grad_(False)
-    width = next((part.config.hidden_size for part in model.modules() if hasattr(part, "config")), None)
+    configs: list[Any] = [part.config for part in model.modules() if hasattr(part, "config")]
+    width = next((config.hidden_size for config in configs if hasattr(config, "hidden_size")), None)
     stack = blocks(model)
     if width is None or not stack:
         raise InputError("finetune.train: 'snnk' goes behind the blocks of a transformer, and this model is no stack of blocks")

@@ -8,6 +8,7 @@ rows near its text; c = ⟨Y, X·Sᵀ⟩/‖X·Sᵀ‖² is what explains Y best
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -34,8 +35,9 @@ class Ridge(Head):
     def fit(self, rows: Tensor, positives: Positives, expected: Tensor) -> Tensor:
         """Return W (L, D) for `rows` (N, D) and S (L, D), in their number type; rows without positives are left out."""
         labelled = np.flatnonzero(np.diff(positives.indptr))
-        rows, matrix = rows[torch.from_numpy(labelled)], positives.take(labelled).matrix() != 0
-        sums = torch.from_numpy(matrix.T.astype(rows.numpy().dtype) @ rows.numpy())  # (L, D)
+        some = replace(positives.take(labelled), weights=None)
+        rows = rows[torch.from_numpy(labelled)]
+        sums = torch.from_numpy(some.matrix().T.astype(rows.numpy().dtype) @ rows.numpy())  # XᵀY, (L, D)
         gram = rows.double().T @ rows.double()
         of_texts = (gram * (expected.T @ expected)).sum().item()
         scale = (sums * expected).sum().item() / of_texts if of_texts > 0 else 0.0
