@@ -1,6 +1,6 @@
 """QuadAttacK against an index and a tower: exact lists, certificates against a linear programme, and attacks beside CW^K.
 
-python benchmarks/bench_audit.py RUN DATA [--tower FOLDER] [--attacked 48] [--only lists|attacks] [--choose]
+python benchmarks/bench_audit.py RUN DATA [--tower FOLDER] [--attacked 32] [--only lists|attacks] [--choose]
 
 RUN is a bundle of the data set DATA. Lists are random, of K labels; rows of fewer dimensions than the bundle's are its rows'
 first principal components, unit again. The attacks are on two layers of MiniLM under a residual tower trained on DATA,
@@ -37,7 +37,7 @@ from training.audit.inputs import Inputs
 LISTS, QUERIES = (1, 5, 10, 20, 50), 100
 DIMENSIONS = {16: 5, 32: 5, 64: 1, 128: 1}  # and how many lists of each verdict are put to the linear programme
 ATTACKED = (1, 5, 10)
-GRID = {"rate": (2.2e-3, 1e-2), "weight": (100.0, 300.0, 1000.0), "margin": (2e-3, 1e-2)}
+GRID = {"rate": (2.2e-3, 5e-3, 1e-2), "weight": (300.0, 1000.0), "margin": (2e-3, 1e-2)}
 CHOSEN_ON = 12  # training rows
 TOWER = """
 name = "two-layers"
@@ -86,7 +86,7 @@ def programme(rows: Any, target: Any) -> bool:
     equal = np.block([[matrix.T, -np.eye(d), np.eye(d), np.zeros((d, 1))], [np.ones((1, n)), np.zeros((1, 2 * d)), one]])
     cost = np.concatenate([np.zeros(n), np.ones(2 * d + 1)])
     found = linprog(cost, A_eq=equal, b_eq=np.append(np.zeros(d), 1.0))
-    if found.status != 0:
+    if found.status != 0 or found.fun is None:
         raise RuntimeError(found.message)
     return bool(found.fun > MARGIN / 2)
 
@@ -180,10 +180,12 @@ def choose(retriever: Retriever, split: Split) -> None:
     """Print the success and ‖δ‖ of each setting on training rows, K = 5, those first that succeed most, with the least ‖δ‖."""
     rows = np.random.default_rng(0).permutation(len(split))[:CHOSEN_ON]
     for name, way in WAYS.items():
-        tried = []
+        tried: list[tuple[float, float, dict[str, float]]] = []
         for values in itertools.product(*GRID.values()):
+            rate, weight, margin = values
             setting = dict(zip(GRID, values, strict=True))
-            made = struck(retriever, split, rows, 5, {name: replace(way, **setting)})[name]
+            tuned = replace(way, rate=rate, weight=weight, margin=margin)
+            made = struck(retriever, split, rows, 5, {name: tuned})[name]
             norm = float(np.nanmean(made.norms)) if made.rate else np.inf
             tried.append((-made.rate, norm, setting))
             print(f"{name}  {setting}  succeeded {made.rate:.2f}  mean ‖δ‖ {norm:.3f}", flush=True)
@@ -223,11 +225,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--tower", type=Path, help="of the two-layer model; default: a temporary folder")
-    parser.add_argument("--attacked", type=int, default=48)
+    parser.add_argument("--attacked", type=int, default=32)
     parser.add_argument("--only", choices=("lists", "attacks"))
     parser.add_argument("--choose", action="store_true")
     given = parser.parse_args()
-    files, result = open_format(given.data), {"machine": describe()}
+    files = open_format(given.data)
+    result: dict[str, Any] = {"machine": describe()}
     if given.only != "attacks" and not given.choose:
         random = torch.Generator().manual_seed(0)
         unit = [torch.nn.functional.normalize(torch.randn(size, 128, generator=random), dim=1) for size in (1000, QUERIES)]

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from dexml.analysis.dags import simulated, structural_distance, thresholded, varsortability
 from dexml.analysis.topo import Logistic, Ordered, Squared, topo
+from training.analysis.label_graph import THRESHOLDS
 
 THRESHOLD = 0.3
 LABELS = 50
@@ -90,7 +91,7 @@ def of_labels(path: Path) -> list[dict[str, Any]]:
     ):
         start = time.perf_counter()
         ordered = topo(loss, np.arange(LABELS, dtype=np.int64))
-        graphs[name] = thresholded(ordered.weights, THRESHOLD)
+        graphs[name] = thresholded(ordered.weights, THRESHOLDS[name.split(",")[0]])
         found.append(
             {
                 "loss": name,

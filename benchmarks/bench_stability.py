@@ -12,6 +12,7 @@ import json
 import math
 import os
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ TYPES = ("float32", "float16", "bfloat16")
 
 def measured(config: Path, folder: Path, settings: list[str], seed: int) -> dict[str, Any]:
     """Train once and return figures on the rows held out, in percent, and what was without a gradient in the last epoch."""
-    fixed = [f"data.path={folder}", f"out={folder.name}", f"seed={seed}", "validation.fraction=0.2", "validation.max_rows=2000"]
+    fixed = [
+        f"data.path={folder}",
+        f"out={tempfile.gettempdir()}/stability",
+        f"seed={seed}",
+        "validation.fraction=0.2",
+        "validation.max_rows=2000",
+    ]
     read = load(Config, config, [*fixed, *settings])
     files = open_format(read.data.path)
     labels, split = files.labels(), files.read("train")

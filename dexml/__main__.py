@@ -22,7 +22,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Measure a bundle through the path that serves, or any saved scores: P@k, nDCG@k, R@k, PSP@k, …",
     ),
     "compare": ("training.compare_cli:compare", "How far one run is above another, and whether that is luck."),
-    "analyze": ("training.analyze_cli:analyze", "The tangent kernel of a run's queries; a graph of labels that depend on labels."),
+    "analyze": (
+        "training.analyze_cli:analyze",
+        "The tangent kernel of a run's queries; a graph of labels that depend on labels.",
+    ),
     "audit": ("training.audit_cli:audit", "How little changes a bundle's answers, and which it can give at all; attacks."),
     "import": ("training.import_cli:import_", "Make a bundle of a sentence-transformers model and labels; no training."),
     "head": ("training.head_cli:head", "Fit a vector of its own for each label behind a bundle's rows: linear SVMs, Z-loss."),

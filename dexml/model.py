@@ -23,6 +23,7 @@ from dexml.towers.residual import ResidualTower
 
 FILE = "dexml.json"
 CHUNK = 8192  # texts embedded at a time
+NOT_ROUNDED = ("base.", "features.")  # tensors of a tower that stay as they are where its own have few bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +95,19 @@ class DualEncoder:
         """
         folder.mkdir(parents=True, exist_ok=True)
         tower_name, tower_options = self.tower_name, self.tower_options
-        if isinstance(self.encoder, TransformerEncoder) and isinstance(self.tower, ResidualTower | IdentityTower):
+        plain = isinstance(self.encoder, TransformerEncoder) and self.encoder.plain
+        if plain and isinstance(self.tower, ResidualTower | IdentityTower):
+            assert isinstance(self.encoder, TransformerEncoder)
             self.encoder.save(folder, self.tower.merged())
             tower_name, tower_options = "identity", {}
         else:
-            self.encoder.save(folder)
+            part = _part(folder, self.encoder)
+            part.mkdir(exist_ok=True)
+            self.encoder.save(part)
             state = {name: value.contiguous() for name, value in self.tower.state_dict().items() if name != "free"}
-            save_file(packed(state, self.tower.bits), folder / "tower.safetensors")
+            inner = {name: value for name, value in state.items() if name.startswith(NOT_ROUNDED)}
+            own = packed({name: value for name, value in state.items() if name not in inner}, self.tower.bits)
+            save_file({**own, **inner}, folder / "tower.safetensors")
             _describe_for_sentence_transformers(folder)
         description = {
             "encoder": {"name": self.encoder_name, **_json_options(self.encoder_options)},
@@ -118,11 +125,20 @@ class DualEncoder:
         encoder_options, tower_options = dict(description["encoder"]), dict(description["tower"])
         encoder_name, tower_name = encoder_options.pop("name"), tower_options.pop("name")
         encoder = ENCODERS.build(encoder_name, encoder_options)
-        encoder.load(folder)
+        part = _part(folder, encoder)
+        encoder.load(part if part.is_dir() else folder)
         tower = TOWERS.build(tower_name, tower_options, encoder)
         if (folder / "tower.safetensors").exists():
             tower.load_state_dict(unpacked(load_file(folder / "tower.safetensors")))
         return DualEncoder(encoder, tower.eval(), encoder_name, tower_name, encoder_options, tower_options)
+
+
+def _part(folder: Path, encoder: Encoder) -> Path:
+    """Return where an encoder stands in the folder of a model that is no plain sentence-transformers model.
+
+    A transformer's own folder is one, and has a modules.json itself.
+    """
+    return folder / "transformer" if isinstance(encoder, TransformerEncoder) else folder
 
 
 def _json_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from dexml.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
@@ -23,6 +25,14 @@ EPILOG_NTK = """Examples:
   dexml analyze ntk runs/mine --report ntk.html
   dexml analyze ntk runs/mine --rows 2000 --directions 4 --json ntk.json
 """
+EPILOG_LABELS = """Examples:
+
+\b
+  dexml analyze labels DATA --report labels.html --graphml labels.graphml
+  dexml analyze labels runs/mine --labels 100 --scores              what depends on what beyond the text
+  dexml train training/configs/finetune.toml --set finetune.negatives=graph --set finetune.graph=labels.graphml
+"""
+SHOWN = 12  # edges on the terminal
 
 
 @click.group()
@@ -104,6 +114,118 @@ def ntk(
         status_line = f"{len(found.rows):,} training rows, {found.tested:,} rows of {split}, {len(labels):,} labels"
         write_output(page, report.html(manifest.name, status_line, found, labels, run, manifest.data.train_rows, facts))
         console.print(f"report: {escape(str(page))}")
+
+
+@analyze.command(epilog=EPILOG_LABELS)
+@click.argument("place", metavar="RUN_OR_DATA", type=click.Path(path_type=Path))
+@click.option(
+    "--data", "folder", type=click.Path(path_type=Path), help="The data set of a run; default: the one that it names."
+)
+@click.option("--split", default="train", show_default=True, help="Whose rows.")
+@click.option(
+    "--labels", "count", default=50, show_default=True, type=click.IntRange(2, 400), help="So many most frequent ones."
+)
+@click.option("--loss", default="squared", show_default=True, type=click.Choice(("squared", "logistic")))
+@click.option("--scores", is_flag=True, help="Take away what the run's own score of a label says; needs a RUN.")
+@click.option(
+    "--threshold", type=click.FloatRange(min=0), help="Edges of a smaller |weight| are left out; default: 0.3, log-odds of 1."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the rows, where not all are read.")
+@click.option("--graphml", "graph", type=click.Path(path_type=Path), help="Write the graph to this file.")
+@click.option("--report", "page", type=click.Path(path_type=Path), help="Write a page with a picture to this file.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write everything to this file.")
+def labels(
+    place: Path,
+    folder: Path | None,
+    split: str,
+    count: int,
+    loss: Literal["squared", "logistic"],
+    scores: bool,
+    threshold: float | None,
+    seed: int,
+    graph: Path | None,
+    page: Path | None,
+    output: Path | None,
+) -> None:
+    """A directed acyclic graph of the most frequent labels of RUN_OR_DATA: which depend on which, from the rows they share.
+
+    By TOPO: each label is regressed on those before it, in the order that no swap of two labels betters. Ctrl-C ends the search
+    with what it has.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from training.analysis import label_graph_report as report
+    from training.analysis.graphml import written
+    from training.analysis.label_graph import Asked, chosen, drawn, find
+    from training.cli import check_outputs, write_output
+    from training.interrupts import interruptible
+
+    asked = Asked(loss, threshold)
+    check_outputs({"--graphml": graph, "--json": output, "--report": page})
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with console.status("reading") as status:
+        name, files, retriever = _run_or_data(place, folder)
+        if scores and retriever is None:
+            raise InputError(f"--scores: {place} is no run, whose scores could be taken")
+        table, read = files.labels(), files.read(split)
+        rows = read.take(drawn(len(read), seed))
+        own = chosen(rows.positives, count)
+        given = None
+        if scores and retriever is not None:
+            status.update("scores of the run")
+            queries = retriever.model.embed_queries(rows.texts)[0]
+            given = (queries @ _label_rows(retriever, files)[own].T).double().numpy()
+        with interruptible() as stopped:
+
+            def told(what: str, rounds: int, value: float) -> bool:
+                status.update(f"{what}: {rounds} rounds of swaps, loss {value:.6g}")
+                return stopped()
+
+            found = find(rows.positives, own, given, asked, told)
+    shown = Console(highlight=False, soft_wrap=True)
+    losses = found.search.losses
+    said = f"{len(own)} labels, {len(rows):,} rows of {split}"
+    _table(shown, f"{said}: the strongest of {len(found.edges)} edges", report.of_edges(found, table, SHOWN))
+    shown.print(f"loss {losses[0]:.6g} to {losses[-1]:.6g} in {len(losses) - 1} rounds of swaps. {report.caveat(found)}")
+    facts = {
+        "of": name,
+        "data": str(files.root),
+        "split": split,
+        "rows": len(rows),
+        "labels": len(own),
+        "loss": loss,
+        "scores": scores,
+        "threshold": asked.least,
+        "seed": seed,
+    }
+    if graph is not None:
+        numbers = own.tolist()
+        ids, texts = ([of[number] for number in numbers] for of in (table.ids, table.texts))
+        about = {key: str(value) for key, value in facts.items() if key not in ("rows", "labels")}
+        write_output(graph, written(found.weights, ids, texts, found.counts.tolist(), about))
+        console.print(f"graph: {escape(str(graph))}")
+    if output is not None:
+        write_output(output, json.dumps(report.document(found, table, facts), ensure_ascii=False) + "\n")
+    if page is not None:
+        write_output(page, report.html(name, said if found.finished else f"{said}; stopped", found, table, facts))
+        console.print(f"report: {escape(str(page))}")
+    if not found.finished:
+        console.print("stopped: what is shown is what was found so far")
+        raise SystemExit(130)
+
+
+def _run_or_data(place: Path, folder: Path | None) -> tuple[str, Format, Retriever | None]:
+    """Return the name, the data set and, of a run, the run itself."""
+    from data import open_format
+    from dexml import versions
+
+    if any((at / versions.CURRENT).exists() for at in (place, place / "bundle")):
+        retriever, files = _opened(place, folder)
+        return retriever.bundle.manifest.name, files, retriever
+    if folder is not None:
+        raise InputError(f"--data: {place} is no run, which could have another data set")
+    return place.resolve().name, open_format(place), None
 
 
 def _opened(bundle: Path, folder: Path | None) -> tuple[Retriever, Format]:

@@ -24,6 +24,7 @@ Auto = Literal["auto"]
 AUTO = "auto"
 SMALL = 8_000  # training rows; below, many passes in small batches pay (METHODS §3)
 TEMPERATURE = 0.06  # chosen on validation rows of two sets
+MARGIN = 0.2  # of the squared hinge, where the temperature is one; likewise, of one set
 MAX_TOKENS = 254  # what MiniLM was trained to read
 PIECES = 1.4  # word pieces of a word
 AFFORDABLE = 1_500_000  # tokens that MiniLM reads in about three minutes on two cores
@@ -71,19 +72,22 @@ class TrainingSection(Section):
 
 
 class FinetuneSection(Section):
-    """Training of the encoder itself, beside its tower: `train` all of it ("full"), scales and shifts ("ssf"), or nothing.
+    """Training of the encoder itself, beside its tower: `train` all of it ("full"), scales and shifts ("ssf"), adapters of
+    kernel features ("snnk"), or nothing.
 
     `rate` is its learning rate, "auto" by kind; its gradient is clipped to the norm `clip`. `chunk` tokens are encoded at a
     time, which sets the memory of a step. A step scores all labels; or those that are positives in its batch, up to
     `positives` of each query; or these and `per_query` hard negatives, drawn from each query's `depth` best wrong labels,
-    which are mined anew every `mine_every` epochs.
+    which are mined anew every `mine_every` epochs; or instead, with negatives "graph", from labels that edges of the GraphML
+    file `graph` join to its own (`dexml analyze labels`).
     """
 
-    train: Literal["none", "full", "ssf"] = "none"
+    train: Literal["none", "full", "ssf", "snnk"] = "none"
     rate: Annotated[float, Gt(0)] | Auto = "auto"
     clip: Annotated[float, Gt(0)] = 1.0
     chunk: Annotated[int, Ge(1)] = 8192
-    negatives: Literal["all", "in-batch", "mined"] = "all"
+    negatives: Literal["all", "in-batch", "mined", "graph"] = "all"
+    graph: Path | None = None
     positives: Annotated[int, Ge(1)] = 8
     per_query: Annotated[int, Ge(1)] = 8
     depth: Annotated[int, Ge(1)] = 100
@@ -158,12 +162,12 @@ def check(config: Config) -> None:
         _check_rest(config)
         return
     ENCODERS.options(config.encoder.name, config.encoder.options)
-    TOWERS.options(config.tower.name, config.tower.options)
+    key, reader = _reader(config.tower)
     gives = ENCODERS[config.encoder.name].gives
-    if not TOWERS[config.tower.name].reads <= gives:
+    if not TOWERS[reader].reads <= gives:
         fitting = [name for name in TOWERS if TOWERS[name].reads <= gives]
         raise InputError(
-            f"tower.name: {config.tower.name!r} cannot read what the encoder {config.encoder.name!r} gives; "
+            f"{key}: {reader!r} cannot read what the encoder {config.encoder.name!r} gives; "
             f"towers that can: {', '.join(fitting)}"
         )
     _check_finetune(config)
@@ -177,6 +181,17 @@ def _check_labels(config: Config) -> None:
         raise InputError(f"labels.bundle: {needs}")
     if asked.rows != "trained" and config.finetune.train != "none":
         raise InputError(f"finetune.train: 'none' is needed with labels.rows = {asked.rows!r}: the encoder stays as it is")
+
+
+def _reader(tower: Choice) -> tuple[str, str]:
+    """Return the key and the name of the tower that reads the features: the one chosen, or the base behind it.
+
+    Raises InputError for a wrong name or option of either.
+    """
+    key, name, options = "tower.name", tower.name, TOWERS.options(tower.name, tower.options)
+    while "base" in options:
+        key, name, options = "tower.base", options["base"], TOWERS.options(options["base"], options["base_options"] or {})
+    return key, name
 
 
 def _check_auto(config: Config) -> None:
@@ -208,8 +223,10 @@ def _check_finetune(config: Config) -> None:
             f"finetune.train: the encoder {config.encoder.name!r} has no network to train; encoders that have one: "
             f"{', '.join(tunable)}"
         )
-    if "dense" not in TOWERS[config.tower.name].reads:
+    if "dense" not in TOWERS[_reader(config.tower)[1]].reads:
         raise InputError(f"finetune.train: the tower {config.tower.name!r} does not read what the encoder's network makes")
+    if (tuned.graph is not None) != (tuned.negatives == "graph"):
+        raise InputError("finetune.graph: goes with finetune.negatives = 'graph', and that with a file")
     if tuned.depth < tuned.per_query:
         raise InputError(f"finetune.depth: {tuned.depth} labels mined are fewer than finetune.per_query, {tuned.per_query}")
 
@@ -239,7 +256,7 @@ def settle(config: Config, rows: int, texts: Iterable[str] = ()) -> tuple[Config
         validation = validation.model_copy(update={"refit": small})
     loss = config.loss
     if "temperature" not in loss.options:
-        loss = loss.with_options(temperature=TEMPERATURE)
+        loss = loss.with_options(temperature=MARGIN if loss.name == "squared_hinge" else TEMPERATURE)
     index = config.index
     if index.name == "auto":
         index = Choice(name=default_index()).with_options(**index.options)

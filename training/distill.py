@@ -97,6 +97,8 @@ def resolve(config: DistillConfig) -> tuple[DistillConfig, Teacher | None]:
         raise InputError("distill: one process trains a student, not several ranks")
     if config.finetune.train != "none":
         raise InputError("finetune.train: a distillation trains a tower on frozen features; it must be 'none'")
+    if config.tower.name != TEACHER and TOWERS[config.tower.name].local:
+        raise InputError(f"tower.name: {config.tower.name!r} is trained by losses of its own, and cannot be a student")
     if section.teacher is None:
         if taught or section.start == TEACHER or TEACHER in (config.encoder.name, config.tower.name):
             why = (

@@ -13,13 +13,15 @@ EPILOG = """Examples:
   dexml head runs/mine runs/mine-svm                             a linear SVM for each label
   dexml head runs/mine runs/mine-svm --set cost=1 --set positive_weight=5
   dexml head runs/mine runs/mine-z --loss z_loss
+  dexml head runs/mine runs/mine-ridge --loss ridge --features 1024    in one solve, over kernel features of the rows
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--loss", "name", default="squared_hinge", show_default=True, help="squared_hinge or z_loss.")
+@click.option("--loss", "name", default="squared_hinge", show_default=True, help="squared_hinge, z_loss or ridge.")
+@click.option("--features", type=click.IntRange(min=1), metavar="M", help="Put M random kernel features behind the rows first.")
 @click.option("--data", "folder", type=click.Path(path_type=Path), help="The data set; default: the one that the bundle names.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set an option of the head; others are tried.")
 @click.option(
@@ -27,7 +29,14 @@ EPILOG = """Examples:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which rows are held out.")
 def head(
-    bundle: Path, out: Path, name: str, folder: Path | None, settings: tuple[str, ...], fraction: float, seed: int
+    bundle: Path,
+    out: Path,
+    name: str,
+    features: int | None,
+    folder: Path | None,
+    settings: tuple[str, ...],
+    fraction: float,
+    seed: int,
 ) -> None:
     """Fit a head on the training texts' rows in BUNDLE, and publish it as the bundle OUT; BUNDLE stays as it is.
 
@@ -44,7 +53,7 @@ def head(
     from dexml.errors import InputError
     from dexml.heads import HEADS
     from training.exporters.folder import refuse_existing
-    from training.heads import Base, publish_head, select
+    from training.heads import Base, publish_head, select, with_features
     from training.recall_cli import rows_of
 
     refuse_existing(out)
@@ -61,9 +70,11 @@ def head(
     tried = {key: values for key, values in HEADS[name].grid.items() if key not in options}
     if tried and len(watched) == 0:
         raise InputError(f"--fraction: no rows are held out to choose {', '.join(tried)} on; set them (--set)")
-    model = opened.model()
+    model, texts = opened.model(), opened.embeddings
+    if features is not None:
+        model, texts = with_features(model, texts, features)
     with console.status("encoding training texts"):
-        base = Base.of(opened, model, train)
+        base = Base.of(texts, model, train)
     console.print(f"{len(rest):,} training rows, {len(watched):,} held out, {len(opened.labels):,} labels")
     with console.status("fitting"):
         chosen = select(base.take(rest), base.take(watched), name, options, lambda text: console.print(escape(text)))

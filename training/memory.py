@@ -164,7 +164,7 @@ def _most_scored(method: GradientCached, batch: int) -> int:
     tuned, labels = method.tuned, len(method.labels)
     if tuned.negatives == "all":
         return labels
-    return min(labels, batch * (tuned.positives + (tuned.per_query if tuned.negatives == "mined" else 0)))
+    return min(labels, batch * (tuned.positives + (tuned.per_query if tuned.negatives in ("mined", "graph") else 0)))
 
 
 def _tower_bytes(run: Run, batch: int, labels: int) -> int:

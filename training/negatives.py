@@ -1,4 +1,6 @@
-"""Which labels a step scores when it does not score all: the batch's own positives, and hard negatives mined by a scan.
+"""Which labels a step scores when it does not score all: the batch's own positives, and hard negatives.
+
+These are mined by a scan, or are the neighbours of a row's positives in a graph of labels.
 
 A known positive of a row is a positive wherever it turns up, and a pair the data set excludes is never mined.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -46,6 +49,24 @@ def sample_mined(mined: Int64Array, each: int, generator: np.random.Generator) -
     keys = np.where(mined >= 0, generator.random(mined.shape), np.inf)
     chosen = np.take_along_axis(mined, np.argsort(keys, axis=1)[:, :each], axis=1)
     return chosen[chosen >= 0]
+
+
+def neighbours(near: sp.csr_array, positives: Positives, barred: Positives, depth: int) -> Int64Array:
+    """Return up to `depth` labels near each row's `positives` (N, L) that are not `barred`, int64 (N, depth), −1 = none left.
+
+    `near` (L, L) is not 0 where two labels are joined; those joined to most of a row's positives come first.
+    """
+    own, near = (of.astype(bool).astype(np.int64) for of in (positives.matrix(), near))
+    joined = sp.csr_array(own @ near)
+    found = np.full((len(positives), depth), -1, dtype=np.int64)
+    for row in range(len(positives)):
+        part = slice(joined.indptr[row], joined.indptr[row + 1])
+        labels, ties = joined.indices[part].astype(np.int64), joined.data[part]
+        free = ~np.isin(labels, barred.row(row))
+        labels, ties = labels[free], ties[free]
+        best = labels[np.lexsort((labels, -ties))][:depth]
+        found[row, : len(best)] = best
+    return found
 
 
 def mine(queries: Iterable[Tensor], labels: Tensor, known: Positives, depth: int) -> Int64Array:

@@ -100,7 +100,7 @@ class Record:
             yield report
             if run.validation is not None:
                 self.facts["phases"][str(run.phase)]["best epoch"] = run.best_epoch
-            if notes := run.model.tower.notes():
+            if notes := run.method.notes(run):
                 self.facts["phases"][str(run.phase)]["tower"] = "; ".join(notes)
                 for note in notes:
                     warn(note)

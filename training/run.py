@@ -141,7 +141,12 @@ class Run:
 
     def _method(self, loss: Loss, labels: Sequence[str], excluded: Positives | None) -> Step:
         """Return what a batch does; `labels` are the texts of those trained (L), `excluded` pairs (N, L)."""
-        given = self.train.texts, labels, self.positives, excluded, self.world, self.fixed
+        near = None
+        if self.config.finetune.graph is not None:
+            from training.analysis.graphml import neighbours
+
+            near = neighbours(self.config.finetune.graph, self.labels.ids)[self.seen][:, self.seen]
+        given = self.train.texts, labels, self.positives, excluded, self.world, self.fixed, near
         return make_step(self.config, self.model, loss, *given)
 
     def go(self, report: Callable[[Progress], None], interrupted: Callable[[], bool] = lambda: False) -> bool:

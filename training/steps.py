@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from dexml.encoders import scale_shift
+from dexml.encoders import kernel_adapter, scale_shift
 from dexml.errors import InputError
 from dexml.losses import Loss
 from dexml.model import DualEncoder
@@ -22,7 +23,10 @@ from training.gradient_cache import Chunk, Texts, cached_backward, rows_of
 from training.optimizers import OPTIMIZERS
 from training.world import World
 
-RATES = {"full": 5e-5, "ssf": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
+if TYPE_CHECKING:
+    from training.run import Run
+
+RATES = {"full": 5e-5, "ssf": 2e-3, "snnk": 2e-3}  # of a fine-tuned encoder, where the config says "auto"
 BLOCK = 8192  # queries embedded at a time while negatives are mined
 
 
@@ -93,6 +97,10 @@ class Step(ABC):
     def describe(self) -> str:
         """Return what is trained, and how, in words."""
 
+    def notes(self, run: Run) -> tuple[str, ...]:
+        """Return lines that a user should read once a run is over."""
+        return run.model.tower.notes()
+
 
 class FrozenFeatures(Step):
     """The encoder is frozen: its features are computed once, and every step scores all labels."""
@@ -142,7 +150,9 @@ class GradientCached(Step):
         labels: Sequence[str],
         positives: Positives,
         excluded: Positives | None,
+        near: sp.csr_array | None = None,
     ) -> None:
+        """`near` (L, L) joins the labels that negatives are drawn from, where these are a graph's."""
         self.config = config
         self.model = model
         self.loss = loss
@@ -155,6 +165,8 @@ class GradientCached(Step):
         module = self.network.module
         if self.tuned.train == "ssf":
             scale_shift.attach(module)
+        elif self.tuned.train == "snnk":
+            kernel_adapter.attach(module)
         module.to(self.device)
         model.tower.to(self.device)
         own = {f"encoder.{name}": value for name, value in module.named_parameters() if value.requires_grad}
@@ -168,6 +180,8 @@ class GradientCached(Step):
         assert isinstance(batch, int), "settle comes before Run"
         self.mine_each = self.tuned.mine_every * -(-len(texts) // batch)  # steps
         self.mined = np.zeros((len(texts), 0), dtype=np.int64)
+        if near is not None:
+            self.mined = negatives.neighbours(near, positives, self.barred, self.tuned.depth)
         self.number = 0
         self.scored = len(labels)
 
@@ -218,7 +232,7 @@ class GradientCached(Step):
             return None
         generator = np.random.default_rng((self.config.seed, self.number))
         chosen = [negatives.sample_positives(self.positives.take(rows), self.tuned.positives, generator)]
-        if self.tuned.negatives == "mined":
+        if self.tuned.negatives != "in-batch":
             chosen.append(negatives.sample_mined(self.mined[rows], self.tuned.per_query, generator))
         return np.unique(np.concatenate(chosen))
 
@@ -271,7 +285,12 @@ class GradientCached(Step):
     def describe(self) -> str:
         """Return how much of the encoder is trained, against what, where and in which precision."""
         own, whole = (sum(p.numel() for p in some) for some in (self.own, self.network.module.parameters()))
-        against = {"all": "all labels", "in-batch": "the batch's positives", "mined": "mined and in-batch negatives"}
+        against = {
+            "all": "all labels",
+            "in-batch": "the batch's positives",
+            "mined": "mined and in-batch negatives",
+            "graph": "a graph's neighbours and in-batch negatives",
+        }
         return (
             f"fine-tuning ({self.tuned.train}) {own:,} of the encoder's {whole:,} parameters ({100 * own / whole:.3g}%) "
             f"against {against[self.tuned.negatives]}, {self.labels.budget:,} tokens at a time, {self.where}"
@@ -291,10 +310,12 @@ def make_step(
     excluded: Positives | None,
     world: World,
     fixed: Tensor | None = None,
+    near: sp.csr_array | None = None,
 ) -> Step:
     """Return the step that `finetune.train` asks for, over the training `texts` (N), trained `labels` (L), pairs (N, L).
 
-    With `fixed` rows (L, D) the labels stand still. Raises InputError where several ranks are asked for what one does.
+    With `fixed` rows (L, D) the labels stand still; `near` (L, L) is what `finetune.graph` joins. Raises InputError where
+    several ranks are asked for what one does.
     """
     if fixed is not None:
         from training.fixed import FixedLabels  # which builds on this module
@@ -302,13 +323,19 @@ def make_step(
         if world.size > 1:
             raise InputError(f"labels.rows: {config.labels.rows!r} is for one process, and there are {world.size}")
         return FixedLabels(config, model, loss, texts, fixed, positives)
+    if model.tower.local:
+        if world.size > 1 or config.finetune.train != "none":
+            raise InputError(f"tower {config.tower.name!r} trains on frozen features, in one process")
+        from training.local import LocalFeatures  # which builds on this module
+
+        return LocalFeatures(config, model, loss, texts, labels, positives)
     if world.size > 1:
         from training.sharded import ShardedFeatures  # which builds on this module
 
         return ShardedFeatures(config, model, loss, texts, labels, positives, world)
     if config.finetune.train == "none":
         return FrozenFeatures(config, model, loss, texts, labels, positives)
-    return GradientCached(config, model, loss, texts, labels, positives, excluded)
+    return GradientCached(config, model, loss, texts, labels, positives, excluded, near)
 
 
 def tower_groups(model: DualEncoder, config: Config) -> list[dict[str, Any]]:

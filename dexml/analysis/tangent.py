@@ -6,6 +6,7 @@ A query's gradient of a feature table is in the rows of its own features alone: 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class _Queries(nn.Module):
 
 def trained(tower: Tower) -> dict[str, nn.Parameter]:
     """Return the parameters of a tower that move with training, by name: not what a base keeps, nor labels' free vectors."""
-    return {name: value for name, value in tower.named_parameters() if value.requires_grad and name != "free"}
+    return {name: value for name, value in tower.named_parameters() if value.requires_grad and name.split(".")[-1] != "free"}
 
 
 def tower_kernel(tower: Tower, features: Features, directions: Tensor, told: Told = lambda done, of: None) -> Float64Array:
@@ -62,7 +63,7 @@ def tower_kernel(tower: Tower, features: Features, directions: Tensor, told: Tol
         for row in range(len(features)):
             rows, own = _own(features.take(torch.tensor([row])))
             leaves = {name: nn.Parameter(parameters[name].detach()[rows]) for name in tables}
-            swapped = {f"tower.{name}": leaf for name, leaf in leaves.items()}
+            swapped: dict[str, Tensor] = {f"tower.{name}": leaf for name, leaf in leaves.items()}
             score = torch.func.functional_call(module, swapped, (own,))[0] @ direction
             at = [*leaves.values(), *dense.values()]
             gradients = torch.autograd.grad(score, at, allow_unused=True, materialize_grads=True)
@@ -96,7 +97,7 @@ def _add_products(kernel: Float64Array, gradients: list[tuple[Tensor, Tensor]]) 
     values = torch.cat([of for _, of in gradients]).numpy()
     order = np.argsort(rows, kind="stable")
     edges = np.flatnonzero(np.diff(rows[order], prepend=-1, append=-1))
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         places = order[start:end]
         of_row = values[places]
         kernel[np.ix_(queries[places], queries[places])] += of_row @ of_row.T

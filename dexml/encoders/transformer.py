@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from dexml.device import fast_bfloat16
-from dexml.encoders import feature_cache, minilm, scale_shift
+from dexml.encoders import feature_cache, kernel_adapter, minilm, scale_shift
 from dexml.encoders.base import Encoder, Network
 from dexml.errors import InputError
 from dexml.types import Features, Int64Array
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 class TransformerEncoder(Encoder, Network):
     """Embeddings of a sentence-transformers model: `model` is "minilm", a folder or a hub name.
 
-    A hub name needs a `revision`; code from a model folder is never run. Computed once and cached by `encode_many` for a
+    `pooling` "auto" is the model's own, and the mean for a folder of transformers' that names none; "last" is what causal
+    language models take, the last token having read all others. A hub name needs a `revision`; code from a model folder is
+    never run. Computed once and cached by `encode_many` for a
     frozen model; `tokenize` and `rows` are what a fine-tune trains through.
     """
 
@@ -43,12 +45,14 @@ class TransformerEncoder(Encoder, Network):
         batch: Annotated[int, Ge(1)] = 64,
         max_tokens: Annotated[int, Ge(1)] = 256,
         device: str = "cpu",
+        pooling: Literal["auto", "last", "mean", "cls"] = "auto",
     ) -> None:
         self.model_name = model
         self.revision = revision
         self.batch = batch
         self.wanted_tokens = max_tokens
         self.device = device
+        self.pooling = pooling
         self._model: SentenceTransformer | None = None
 
     @property
@@ -155,6 +159,7 @@ class TransformerEncoder(Encoder, Network):
     def save(self, folder: Path, linear: tuple[Tensor, Tensor] | None = None) -> None:
         """Write the model as a plain sentence-transformers folder that ends with unit rows, any scale and shift folded in.
 
+        Adapters of kernel features, which a plain model cannot have, are written beside it.
         `linear`, a weight (D, D) and a bias (D) that a tower applies to the unit rows, becomes a Dense layer.
         """
         from sentence_transformers import SentenceTransformer
@@ -178,12 +183,18 @@ class TransformerEncoder(Encoder, Network):
             prompts=prompts,
             default_prompt_name=self.model.default_prompt_name,
         )
-        with scale_shift.merged(self.model):
+        with scale_shift.merged(self.model), kernel_adapter.taken_off(self.model):
             saved.save(str(folder), create_model_card=False)
+        kernel_adapter.save(self.model, folder)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the saved folder, read by sentence-transformers alone, is all of the model."""
+        return not kernel_adapter.adapters(self.model)
 
     def load(self, folder: Path) -> None:
-        """Open the model in `folder`."""
-        self.model_name = str(folder)
+        """Open the model in `folder`, which names its pooling."""
+        self.model_name, self.pooling = str(folder), "auto"
         self._model = None
 
     def _open(self) -> SentenceTransformer:
@@ -197,11 +208,25 @@ class TransformerEncoder(Encoder, Network):
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        how: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False, "local_files_only": local}
         try:
             model = SentenceTransformer(
-                name, revision=self.revision, device=self.device, trust_remote_code=False, local_files_only=local
+                name if self.pooling == "auto" else None, modules=self._layers(name, how), device=self.device, **how
             )
         except (OSError, ValueError) as error:
             raise InputError(f"encoder.model: {name} cannot be opened: {str(error).splitlines()[0]}") from None
+        if model.tokenizer.pad_token is None:  # as causal models come: what is padded is masked all the same
+            model.tokenizer.pad_token = model.tokenizer.eos_token or model.tokenizer.unk_token
+        if local:
+            kernel_adapter.load(model, Path(name))
         model.max_seq_length = min(self.wanted_tokens, model.max_seq_length or self.wanted_tokens)
         return model.eval()
+
+    def _layers(self, name: str, how: dict[str, Any]) -> list[torch.nn.Module] | None:
+        """Return a transformer and the pooling that was asked for; None where the model's own layers are to be read."""
+        if self.pooling == "auto":
+            return None
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        read = Transformer(name, model_kwargs=how, processor_kwargs=how, config_kwargs=how)
+        return [read, Pooling(read.get_embedding_dimension(), "lasttoken" if self.pooling == "last" else self.pooling)]

@@ -13,6 +13,7 @@ HEADS: Table[Head] = Table(
     {
         "squared_hinge": "dexml.heads.one_vs_all:OneVsAll",
         "z_loss": "dexml.heads.factored:ZHead",
+        "ridge": "dexml.heads.ridge:Ridge",
     },
 )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import normalize, relu
 
 from dexml.types import Positives
 
@@ -47,12 +47,16 @@ class Schedule:
 
 
 class Blocks(nn.Module):
-    """û_t = x + W₂·relu(W₁·[z, x]) of T blocks, side by side; without the first x where it is not as wide as z."""
+    """û_t = s·(x + W₂·relu(W₁·[z, x])) of T blocks, side by side; without the first x where it is not as wide as z.
 
-    def __init__(self, blocks: int, features: int, dimension: int, hidden: int) -> None:
-        """For features x (N, `features`) and embeddings u (N, `dimension`) whose numbers have a variance of about 1."""
+    The numbers of features x (N, M) have a deviation of about 1, like the noise's; those of embeddings u (N, D) of s, the
+    `signal`. The smaller it is, the less z tells of u but in the last blocks, and the more a block looks at x.
+    """
+
+    def __init__(self, blocks: int, features: int, dimension: int, hidden: int, signal: float = 0.3) -> None:
         super().__init__()
         self.schedule = Schedule.cosine(blocks)
+        self.signal = signal
         self.residual = features == dimension
         self.enter = nn.Parameter(torch.zeros(blocks, dimension + features, hidden))
         self.enter_bias = nn.Parameter(torch.zeros(blocks, 1, hidden))
@@ -61,9 +65,10 @@ class Blocks(nn.Module):
 
     @torch.no_grad()
     def start(self) -> None:
-        """Set W₁ at random and W₂ to 0: the first guess is x itself, or 0."""
+        """Set W₁ at random and W₂ near 0: the first guess is about x itself, or 0."""
         self.enter.normal_(std=(2 / self.enter.shape[1]) ** 0.5)
-        for parameter in (self.enter_bias, self.leave, self.leave_bias):
+        self.leave.normal_(std=0.02 * self.leave.shape[1] ** -0.5)
+        for parameter in (self.enter_bias, self.leave_bias):
             parameter.zero_()
 
     def __len__(self) -> int:
@@ -74,7 +79,7 @@ class Blocks(nn.Module):
         inputs = torch.cat([noisy, rows.expand(len(noisy), *rows.shape)], dim=2)
         hidden = relu(torch.baddbmm(self.enter_bias[blocks], inputs, self.enter[blocks]))
         found = torch.baddbmm(self.leave_bias[blocks], hidden, self.leave[blocks])
-        return found + rows if self.residual else found
+        return self.signal * (found + rows if self.residual else found)
 
     def noised(self, targets: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return z_{t−1} (T, N, D) for every block t, drawn around u (N, D)."""
@@ -83,9 +88,12 @@ class Blocks(nn.Module):
         return kept.sqrt() * targets + (1 - kept).sqrt() * noise
 
     def losses(self, rows: Tensor, targets: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return mean (û_t − u)² (T) of every block, on noise of its own; the gradient of one is 0 in all other blocks."""
+        """Return mean (û_t − u)²/s² (T) of every block for x (N, M) and u (N, D), on noise of its own.
+
+        The gradient of a block's loss is 0 in all other blocks.
+        """
         guesses = self.guesses(self.noised(targets, generator), rows)
-        return (guesses - targets).square().mean(dim=(1, 2))
+        return ((guesses - targets) / self.signal).square().mean(dim=(1, 2))
 
     def denoise(
         self, rows: Tensor, start: Tensor, generator: torch.Generator | None = None, blocks: int | None = None
@@ -94,7 +102,7 @@ class Blocks(nn.Module):
 
         Without a `generator` no noise is added on the way: z goes along its mean.
         """
-        z = start.expand(len(rows), self.leave.shape[2])
+        z = start.expand(rows.shape[0], self.leave.shape[2])  # `len` would fix the number of texts of an exported graph
         mixing = zip(*(values.tolist() for values in (self.schedule.a, self.schedule.b, self.schedule.c)), strict=True)
         for number, (a, b, c) in enumerate(mixing):
             if number == blocks:
@@ -106,8 +114,7 @@ class Blocks(nn.Module):
 
 
 def centroids(labels: Tensor, positives: Positives) -> Tensor:
-    """Return the sum of each row's positives' embeddings (L, D), of length √D (N, D); 0 of a row that has none."""
+    """Return unit rows (N, D) along the sum of each row's positives among the embeddings (L, D); 0 of a row that has none."""
     places = torch.from_numpy(np.repeat(np.arange(len(positives)), np.diff(positives.indptr)))
-    sums = labels.new_zeros(len(positives), labels.shape[1])
-    sums.index_add_(0, places, labels[torch.from_numpy(positives.indices)])
-    return torch.nn.functional.normalize(sums, dim=1) * labels.shape[1] ** 0.5
+    own = labels[torch.from_numpy(positives.indices)]
+    return normalize(labels.new_zeros(len(positives), labels.shape[1]).index_add(0, places, own), dim=1)

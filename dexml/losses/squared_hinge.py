@@ -18,16 +18,17 @@ class SquaredHinge(ScoreLoss):
     """(1/(B·L)) [Σ_{negative pairs} max(0, 1 + o)² + w Σ_{positive pairs} max(0, 1 − o)²], over the rows that have a positive.
 
     o = (cos − `boundary`)/τ: unit rows have no bias of their own, and the cosines of texts that have nothing in common lie
-    above 0. Positives are few among many labels, so that each counts `positive_weight` times.
+    above 0. τ is the margin in units of the cosine. Positives are few among many labels, so that each counts
+    `positive_weight` times.
     """
 
     def __init__(
         self,
         *,
-        temperature: Annotated[float, Gt(0)] = 0.05,
+        temperature: Annotated[float, Gt(0)] = 0.2,
         products: Products = "auto",
         backend: Backend = "auto",
-        boundary: Annotated[float, Ge(-1), Le(1)] = 0.0,
+        boundary: Annotated[float, Ge(-1), Le(1)] = 0.4,
         positive_weight: Annotated[float, Gt(0)] = 20.0,
     ) -> None:
         super().__init__(temperature=temperature, products=products, backend=backend)

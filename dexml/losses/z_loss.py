@@ -59,12 +59,13 @@ class Terms:
 class ZLoss(ScaledLoss):
     """(1/B) Σ_i (1/|P_i|) Σ_{p∈P_i} (1/a) log(1 + e^{a(b − z_ip)}), z_ip = (s_ip − μ_ip)/σ_ip.
 
-    μ_ip and σ_ip are over p and the negatives of the row: other positives do not compete. L(α·s + β) = L(s) for α > 0, so that
-    the temperature changes nothing but what is made of scores later. A row of equal scores has no z: it pulls nothing.
+    A positive is pulled until it stands b standard deviations above the rest: 0 is enough among tens of outputs, and too little
+    among thousands. μ_ip and σ_ip are over p and the negatives of the row: other positives do not compete. L(α·s + β) = L(s)
+    for α > 0, so that the temperature changes nothing but what is made of scores later. A row of equal scores pulls nothing.
     """
 
     def __init__(
-        self, *, temperature: Annotated[float, Gt(0)] = 0.05, a: Annotated[float, Gt(0)] = 1.0, b: float = 0.0
+        self, *, temperature: Annotated[float, Gt(0)] = 0.05, a: Annotated[float, Gt(0)] = 1.0, b: float = 6.0
     ) -> None:
         super().__init__(temperature=temperature)
         self.a, self.b = a, b

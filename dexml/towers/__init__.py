@@ -16,6 +16,8 @@ TOWERS: Table[Tower] = Table(
         "adapted": "dexml.towers.adapted:AdaptedTower",
         "linear": "dexml.towers.linear:LinearTower",
         "mixture": "dexml.towers.mixture:MixtureTower",
+        "noprop": "dexml.towers.noprop:NoPropTower",
+        "kernel": "dexml.towers.kernel:KernelTower",
     },
 )
 

@@ -23,6 +23,8 @@ class Tower(nn.Module, ABC):
     dimension: int
     reads: ClassVar[frozenset[str]]
     """The parts of `Features` that it needs: "bag", "dense" or both."""
+    local: ClassVar[bool] = False
+    """Whether parts of it are trained by losses of their own (`training.local`), and not by the gradient of `forward`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ ALIKE = 0.1  # of what two experts that have nothing in common differ by, square
 
 
 class MixtureTower(Tower):
-    """Queries go through `chosen` of `experts` residual linear maps behind the tower `base`, which trains too; labels are its."""
+    """Queries go through `chosen` of `experts` residual maps behind the tower `base`; labels are the base's. All trains."""
 
     reads = frozenset()  # whatever its base reads
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from index.audit.fragility import Boundary, boundaries
 from index.audit.programme import Certificate
-from index.audit.pushes import MARGIN, Push, pushes
+from index.audit.push import MARGIN, Push, pushes
 
 __all__ = ["MARGIN", "Boundary", "Certificate", "Push", "boundaries", "pushes"]

@@ -15,6 +15,7 @@ from dexml.encoders import feature_cache, scale_shift
 from dexml.errors import InputError
 from dexml.types import Positives
 from training import checkpoint
+from training.analysis.graphml import written
 from training.config import Config, check, settle
 from training.export import export
 from training.run import Progress, Run, hold_out
@@ -43,6 +44,7 @@ KINDS = [
     ("train=full", "negatives=in-batch"),
     ("train=full", "negatives=mined", "mine_every=2", "depth=4", "per_query=2", "positives=1"),
     ("train=ssf", "negatives=all"),
+    ("train=snnk", "negatives=all"),
 ]
 
 
@@ -205,7 +207,7 @@ def test_what_cannot_be_folded_is_left_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["finetune.train=some"], r"finetune\.train: input should be 'none', 'full' or 'ssf', got 'some'"),
+        (["finetune.train=some"], r"finetune\.train: input should be 'none', 'full', 'ssf' or 'snnk', got 'some'"),
         (["finetune.chunk=0"], r"finetune\.chunk: .*greater than or equal to 1, got 0"),
         (["finetune.negatives=hard"], r"finetune\.negatives: .*got 'hard'"),
         (["finetune.chunks=4"], r"unknown key 'finetune\.chunks'; did you mean 'chunk'"),
@@ -252,3 +254,23 @@ def test_excluded_pairs_count_as_known(tuning_config: Path, tmp_path: Path):
     step = tuned.method
     assert isinstance(step, GradientCached)
     assert 9 not in step.mine()
+
+
+def test_negatives_are_drawn_from_a_graph_of_labels(tuning_config: Path, tmp_path: Path):
+    graph = tmp_path / "labels.graphml"
+    weights = np.diag(np.ones(9), 1)
+    ids = open_format(load(Config, tuning_config).data.path).labels().ids
+    graph.write_text(written(weights, ids, ids, [1] * 10, {}), encoding="utf-8")
+    run = make(tuning_config, tmp_path, "finetune.negatives=graph", f"finetune.graph={graph}", "finetune.positives=1")
+    step = run.method
+    assert isinstance(step, GradientCached) and "a graph's neighbours" in step.describe()
+    for row in range(len(run.train)):
+        own = set(run.positives.row(row).tolist())
+        near = {label + side for label in own for side in (-1, 1)} & set(range(10))
+        assert set(step.mined[row][step.mined[row] >= 0].tolist()) == near - own
+    columns = step.columns(np.arange(2))
+    assert columns is not None and set(columns) <= {*run.positives.row(0), *run.positives.row(1), *step.mined[:2].ravel()}
+    assert run.go(ignore)
+    for settings in (["finetune.negatives=graph"], [f"finetune.graph={graph}"]):
+        with pytest.raises(InputError, match=r"finetune\.graph"):
+            make(tuning_config, tmp_path, *settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch.nn.functional import normalize
 
@@ -68,3 +69,14 @@ def test_sampled_mined_labels_are_of_their_row_and_none_is_left_out():
     assert sorted(negatives.sample_mined(mined, 4, np.random.default_rng(0))) == [1, 2, 4, 7]
     firsts = {tuple(negatives.sample_mined(mined, 1, np.random.default_rng(seed))) for seed in range(40)}
     assert firsts == {(4, 2), (7, 2), (1, 2)}
+
+
+def test_neighbours_in_a_graph_are_of_a_rows_positives_and_never_known():
+    near = sp.csr_array(np.array([[0, 1, 1, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], float))
+    positives = Positives.from_rows([[0, 1], [3], [4], []], 5)
+    barred = negatives.union(positives, Positives.from_rows([[], [2], [], []], 5))
+    found = negatives.neighbours(near, positives, positives, 3)
+    assert found.tolist() == [[2, -1, -1], [2, -1, -1], [-1, -1, -1], [-1, -1, -1]]
+    assert negatives.neighbours(near, positives, barred, 3)[1].tolist() == [-1, -1, -1]
+    near = sp.csr_array(np.array([[0, 0, 1, 1], [0, 0, 0, 1], [1, 0, 0, 0], [1, 1, 0, 0]], float))
+    assert negatives.neighbours(near, Positives.from_rows([[0, 1]], 4), Positives.from_rows([[0, 1]], 4), 1).tolist() == [[3]]

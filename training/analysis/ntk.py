@@ -1,9 +1,10 @@
-"""`dexml analyze ntk`: the tangent kernels of a run's query side, what they learn first, and kernel ridge on frozen features."""
+"""`dexml analyze ntk`: tangent kernels of a run's query side, what they learn first, and kernel ridge on frozen features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -61,7 +62,7 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class Learning:
-    """When labels are learned by one kernel: numbers (C), their rows (C) and half-lives (C), residuals (T) of groups by rows."""
+    """When labels are learned by one kernel: numbers, rows and half-lives (C), and residuals (T) of groups by rows."""
 
     labels: Int64Array
     counts: Int64Array
@@ -206,7 +207,7 @@ def learning(spectrum: Spectrum, positives: Positives) -> Learning:
     if len(bounds) == 1:
         bounds = np.append(bounds, bounds[0])
     residuals = {}
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         inside = (of > low if low > bounds[0] else of >= low) & (of <= high)
         first = int(low) + (low > bounds[0])
         residuals[f"labels of {first} to {high} rows" if first < high else f"labels of {high} rows"] = left[inside].mean(axis=0)

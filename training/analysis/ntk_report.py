@@ -14,6 +14,8 @@ from training.analysis.ntk import CUTOFFS, START, TIMES, TRAINED, Found, Learnin
 from training.chart import Series, line_chart
 
 SHOWN = 12  # labels of a table
+LAZY = 0.1  # turn of a kernel: below, it is taken for constant
+DRAWN = 120  # points of a curve
 SHARE = 0.9  # of the labels' squares
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -21,7 +23,7 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def of_kernels(found: Found) -> Table:
     """Return a row a kernel: its effective rank, participation, alignment, and where the labels lie."""
     heads = ("kernel", "λ₁, share", "effective rank", "(Σλ)²/Σλ²", "alignment", f"{SHARE:.0%} of labels in")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, kernel in found.kernels.items():
         spectrum = kernel.spectrum
         rows.append(
@@ -51,7 +53,7 @@ def of_ridges(found: Found, run: Sequence[float], run_rows: int) -> Table:
 def of_labels(learning: Learning, labels: LabelTable, *, last: bool) -> Table:
     """Return the labels that are learned first, or `last`."""
     order = np.argsort(-learning.half_lives if last else learning.half_lives, kind="stable")[:SHOWN]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for place in order.tolist():
         number = int(learning.labels[place])
         text = " ".join((labels.texts[number] or labels.ids[number]).split())
@@ -63,10 +65,10 @@ def moved(found: Found) -> str:
     """Return in words how far the kernel moved in training; the note where there is none."""
     if found.note:
         return f"{found.note[0].upper()}{found.note[1:]}."
-    lazy = "nearly the linear model of its start" if found.turn < 0.1 else "not the linear model of its start: it learned features"
+    lazy = "the linear model of its start says much of it" if found.turn < LAZY else "it is no linear model of its start"
     return (
         f"In training the kernel moved by {100 * found.drift:.0f}% of its length; of the two at length 1, the difference is "
-        f"{found.turn:.2f}. The run is {lazy}."
+        f"{found.turn:.2f}: {lazy}."
     )
 
 
@@ -137,7 +139,7 @@ def _kernels(found: Found) -> list[page.Group]:
     )
     heads, rows = of_kernels(found)
     note = (
-        "Residuals along an eigenvector fall at a rate of ηλ: a few large eigenvalues mean that few directions are learned soon. "
+        "Residuals along an eigenvector fall at a rate of ηλ: few large eigenvalues mean that few directions are learned soon. "
         "The more of the labels lies along the first, and the closer the alignment is to 1, the better the kernel suits them. "
         + moved(found)
     )
@@ -150,9 +152,11 @@ def _learning(found: Found, labels: LabelTable, first: str) -> list[page.Group]:
     if learned is None:
         return []
     title = "Residual left of a label, percent, mean"
-    series = [Series(name, list(zip(TIMES.tolist(), (100 * of).tolist(), strict=True))) for name, of in learned.residuals.items()]
+    series = [
+        Series(name, list(zip(TIMES.tolist(), (100 * of).tolist(), strict=True))) for name, of in learned.residuals.items()
+    ]
     drawn = line_chart(title, "time, 1/(ηλ₁)", series, logarithmic_x=True, from_zero=True)
-    tables = []
+    tables = [page.section(title, drawn, level=3)]
     for last, heading in ((False, "Learned first"), (True, "Learned last")):
         heads, rows = of_labels(learned, labels, last=last)
         tables.append(page.numbers(heading, heads, rows, level=3))
@@ -161,7 +165,7 @@ def _learning(found: Found, labels: LabelTable, first: str) -> list[page.Group]:
         "many like queries share come first. Where the curves of rare labels are still high while frequent ones are done, "
         "stopping early leaves out the rare ones."
     )
-    return [page.Group("What is learned first", note, [page.charts([page.card(title, drawn, level=3)]), page.columns(tables)])]
+    return [page.Group("What is learned first", note, [page.columns(tables)])]
 
 
 def _ridges(found: Found, run: Sequence[float], run_rows: int) -> page.Group:
@@ -175,4 +179,6 @@ def _ridges(found: Found, run: Sequence[float], run_rows: int) -> page.Group:
 
 
 def _points(values: Float64Array) -> list[tuple[float, float]]:
-    return [(float(number), float(value)) for number, value in enumerate(values, 1) if value > 1e-12]
+    """Return the points of a curve over numbers from 1 on, as close as a logarithmic axis shows them."""
+    places = np.unique(np.geomspace(1, len(values), DRAWN).astype(np.int64))
+    return [(float(number), float(values[number - 1])) for number in places if values[number - 1] > 1e-12]

@@ -13,6 +13,13 @@ from dexml.errors import InputError
 from dexml.towers import TOWERS
 from dexml.types import Bag, Features
 
+OPTIONS = {
+    "tokens": {"dimension": 6},
+    "summed": {},
+    "compact": {"dimension": 6},
+    "mixture": {"base": "summed", "experts": 3},
+}
+
 
 class Given(Encoder):
     """Features of 30 and 6 numbers, made here."""
@@ -43,10 +50,9 @@ def features() -> Features:
     return Features(torch.nn.functional.normalize(torch.randn(5, 6), dim=1), bag)
 
 
-@pytest.mark.parametrize("name", ["tokens", "summed", "compact"])
+@pytest.mark.parametrize("name", list(OPTIONS))
 def test_the_kernel_is_that_of_whole_gradients(name: str, features: Features):
-    options = {"dimension": 6} if name != "summed" else {}
-    tower = TOWERS.build(name, options, Given()).eval()
+    tower = TOWERS.build(name, OPTIONS[name], Given()).eval()
     tower.free_vectors(3)
     with torch.no_grad():
         for value in tower.parameters():

@@ -35,13 +35,24 @@ def test_the_objective_is_liblinears(cost, weight):
         assert found[label].item() == pytest.approx(best, rel=1e-3)
 
 
-def test_blocks_and_a_start_change_nothing_but_the_time(monkeypatch):
+def test_labels_lean_on_their_centres_where_rows_say_little():
+    centre = torch.randn(L, D, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = OneVsAll(cost=1e-9).fit(rows(), POSITIVES, centre)
+    assert torch.allclose(weights, centre, atol=1e-5)
+    head = OneVsAll(cost=3, positive_weight=4, tolerance=1e-9)
+    labelled = np.flatnonzero(np.diff(POSITIVES.indptr))
+    found = head.fit(rows(), POSITIVES, centre).requires_grad_()
+    value = head.objective(rows()[labelled], POSITIVES.take(labelled), found, centre).sum()
+    assert torch.autograd.grad(value, found)[0].abs().max() < 1e-6
+    assert not torch.allclose(found, head.fit(rows(), POSITIVES), atol=1e-2)
+
+
+def test_blocks_change_nothing_but_the_time(monkeypatch):
     head = OneVsAll(cost=5, positive_weight=10, tolerance=1e-8)
     whole, done = head.fit(rows(), POSITIVES), []
     monkeypatch.setattr(one_vs_all, "BLOCK_BYTES", 2 * 8 * N)
     assert torch.allclose(head.fit(rows(), POSITIVES, report=done.append), whole, atol=1e-7)
     assert done == [2, 4, 6]
-    assert torch.allclose(head.fit(rows(), POSITIVES, start=whole), whole, atol=1e-7)
     single = head.fit(rows().float(), POSITIVES)
     assert single.dtype == torch.float32 and torch.allclose(single.double(), whole, atol=1e-4)
 
@@ -49,7 +60,7 @@ def test_blocks_and_a_start_change_nothing_but_the_time(monkeypatch):
 def test_a_pair_beyond_its_margin_has_no_gradient_at_all():
     scores = torch.tensor([[2.0, 1.0, 0.5, -3.0, -1.0, 0.0]], dtype=torch.float64)
     truth = Positives.from_rows([[0, 1, 2]], 6)
-    loss = SquaredHinge(temperature=1.0, positive_weight=3.0)
+    loss = SquaredHinge(temperature=1.0, boundary=0.0, positive_weight=3.0)
     pairs = Pairs.of(truth, loss.shares(truth), scores)
     value, gradient = loss.value_and_gradient(scores, pairs)
     assert gradient[0].tolist() == [0, 0, -3.0 * 2 * 0.5 / 6, 0, 0, 2 / 6], "exactly 0 where y·o ≥ 1"

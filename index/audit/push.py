@@ -8,7 +8,7 @@ is a fixed point, and a contraction exactly where the list can be returned with 
 largest margin possible).
 
 Of the L inequalities only those of a work set are looked at: the index' first labels, and then whatever it says is violated.
-Those that are not held are let go. An unreachable list is proved by the work set alone: the others only add to it.
+Past KEPT labels those that are not held are let go. The work set alone proves a list unreachable: the others only add to it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from index.base import ChangingIndex
 
 MARGIN = 1e-5  # of cosines: ten times what float32 rounds off an inner product
 WORK = 64  # labels that the index is asked for beside the list
+KEPT = 400  # labels up to which those whose inequality is not held stay: near the limits of what is reachable they come back
 ROUNDS = 200
 _SLACK = 1e-3  # of the margin
 _FAR = 2.0  # a z longer than that is where there may be none
@@ -132,7 +133,7 @@ class _Task:
         vector, multipliers = found
         length = float(np.linalg.norm(vector))
         self.unit = vector / length
-        held = multipliers[len(self.ordered) :] > 0
+        held = (multipliers[len(self.ordered) :] > 0) | (len(self.others) <= KEPT)
         self.others, self.other_rows = self.others[held], self.other_rows[held]
         self._settle(self.margin * length)
 
