@@ -32,7 +32,7 @@ TWO = Mixture.of((25, -8, -20, 15, 0.3), (0, 0, 20, -5, 0.4), chosen=1)  # the p
 THREE = Mixture.of((25, -8, -20, 15, 0.3), (0, 0, 20, -5, 0.4), (12, -2, 0, 5, 0.35), chosen=2)
 SIZES = (500, 1000, 2000, 5000, 10_000, 20_000)
 ENCODERS = {"identity": "transformer", "residual": "transformer", "tokens": "bag", "summed": "joint"}
-MIXTURES = ((4, 2), (8, 2), (8, 4), (16, 2))  # experts, chosen
+MIXTURES = ((4, 2), (8, 2), (16, 2))  # experts, chosen
 
 
 def split_errors() -> dict[str, dict[str, list[float]]]:
@@ -97,7 +97,7 @@ def theory(repeats: int) -> dict[str, Any]:
 
 def trained(folder: Path, settings: list[str], seed: int) -> dict[str, Any]:
     """Return the best validation of a training, the share of rows that choose each expert, and the seconds."""
-    fixed = [f"data.path={folder}", "out=/tmp/bench_mixture", f"seed={seed}", "index.name=exact"]
+    fixed = [f"data.path={folder}", "out=/tmp/bench_mixture", f"seed={seed}", "index.name=exact", "validation.fraction=0.2"]
     read = load(Config, ROOT / "training" / "configs" / "cpu.toml", [*fixed, *settings])
     files = open_format(folder)
     labels, train = files.labels(), files.read("train")

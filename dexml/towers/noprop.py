@@ -42,8 +42,8 @@ class NoPropTower(Tower):
         blocks: Annotated[int, Ge(1), Le(1000)] = 10,
         hidden: Annotated[int, Ge(1)] = 256,
         dropout: Annotated[float, Ge(0), Le(0.9)] = 0.1,
-        rate: Annotated[float, Gt(0)] = 1e-3,
-        free_rate: Annotated[float, Gt(0)] = 5e-3,
+        rate: Annotated[float, Gt(0)] = 3e-3,
+        free_rate: Annotated[float, Gt(0)] = 2e-3,  # labels that learn slowly leave the blocks time
     ) -> None:
         from dexml.towers import TOWERS  # where this tower is a row itself
 
