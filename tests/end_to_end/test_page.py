@@ -191,7 +191,7 @@ def test_the_report_of_a_training_fetches_nothing_and_reads_well_on_a_phone(brow
         page.on("request", lambda request, asked=asked: asked.append(request.url))
         page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
         page.goto(report.as_uri())
-        assert page.locator("svg").count() == 3 and page.locator("h1").inner_text() == "tiny"
+        assert page.locator("svg").count() == 4 and page.locator("h1").inner_text() == "tiny"
         for heading in page.locator("summary").all():
             heading.click()
         assert page.locator("text=training.weight_decay").is_visible()
